@@ -1,0 +1,34 @@
+import { defineConfig } from 'vitest/config';
+
+/**
+ * One project a kind of test. Kinds that touch the kernel or start daemons run one file at a time, so that two cores are enough and
+ * a failing test's clean-up cannot disturb its neighbour.
+ */
+const quick = (name: string) => ({
+  test: { name, include: [`test/${name}/**/*.test.ts`], testTimeout: 60_000, hookTimeout: 60_000, pool: 'forks' as const },
+});
+const heavy = (name: string) => ({
+  test: {
+    name,
+    include: [`test/${name}/**/*.test.ts`],
+    testTimeout: 300_000,
+    hookTimeout: 300_000,
+    pool: 'forks' as const,
+    fileParallelism: false,
+  },
+});
+
+export default defineConfig({
+  test: {
+    projects: [
+      quick('unit'),
+      quick('golden'),
+      quick('property'),
+      quick('regression'),
+      heavy('kernel'),
+      heavy('conformance'),
+      heavy('fault'),
+      heavy('e2e'),
+    ],
+  },
+});
