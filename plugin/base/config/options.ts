@@ -1,0 +1,162 @@
+/**
+ * Every option of the configuration file: key, unit, default, range and reason. This table is the only place that knows them; the
+ * loader checks files against it, and the README's table and the example file are written from it (tests compare them).
+ */
+import { FETCH_UNIT_BYTES, MISS_PATIENCE_MS } from '../limits.ts';
+import { GIB, MIB } from '../units.ts';
+import { bytes, choice, duration, flag, hosts, integer, optionalAddress, optionalPath, path, socketPath } from './option.ts';
+
+const SECOND = 1000;
+const MINUTE = 60 * SECOND;
+const HOUR = 60 * MINUTE;
+const TIB = 1024 * GIB;
+
+/** Options outside any section; they stand at the top of the file. */
+export const TOP_OPTIONS = {
+  verify: choice(['transport', 'full-layer-first'], {
+    default: 'transport',
+    reason:
+      'What is proven before bytes of a layer without a chunk list are served. "transport": TLS and the block checksums; the digest when the layer is complete. "full-layer-first": the whole layer is fetched and its digest checked first, so starts are not lazy',
+  }),
+};
+
+export const SECTION_OPTIONS = {
+  paths: {
+    root: path({
+      default: '/var/lib/containerd/io.containerd.snapshotter.v1.overlaybd',
+      reason: "Everything that survives a reboot: store, snapshots, database. The place where kubelet's image accounting looks",
+    }),
+    run: path({ default: '/run/overlaybd-sidecar', reason: 'Sockets and mount points; must be on a tmpfs and root-only' }),
+  },
+  snapshotter: {
+    socket: socketPath({ default: 'snapshotter.sock', reason: "Where containerd finds the snapshotter; the stanza's address" }),
+    prepare_deadline: duration({
+      default: 30 * SECOND,
+      min: 1 * SECOND,
+      max: 10 * MINUTE,
+      reason: 'A Prepare that needs the registry gives up with UNAVAILABLE after this; kubelet tries again',
+    }),
+  },
+  blockd: {
+    workers: integer({
+      unit: 'threads',
+      default: 4,
+      min: 1,
+      max: 16,
+      reason: 'Threads that answer reads; 4 keep 4 cores busy, more than the cores only costs memory',
+    }),
+    max_background: integer({
+      unit: 'requests',
+      default: 256,
+      min: 12,
+      max: 65_535,
+      reason: "Read-ahead requests in flight per FUSE connection; the kernel's own default of 12 throttles misses",
+    }),
+    read_ahead_kib: integer({
+      unit: 'KiB',
+      default: 128,
+      min: 0,
+      max: 16_384,
+      reason: "The kernel's read-ahead on each device: more helps streams, but fetches bytes that a start does not need",
+    }),
+  },
+  store: {
+    budget_bytes: bytes({
+      default: 50 * GIB,
+      min: 1 * GIB,
+      max: 1024 * TIB,
+      reason: 'Bytes of layers kept on disk; least recently used ones go first, those in use never',
+    }),
+    memory_bytes: bytes({
+      default: 64 * MIB,
+      min: 8 * MIB,
+      max: 4 * GIB,
+      reason: 'Fetched bytes kept in memory while the disk is full, so that containers go on; 8 MiB is a few reads in flight',
+    }),
+    checkpoint: duration({
+      default: 1 * SECOND,
+      min: 100,
+      max: 60 * SECOND,
+      reason: 'How often presence becomes durable; a power cut costs at most this much fetching again',
+    }),
+  },
+  fetch: {
+    concurrency: integer({
+      unit: 'requests',
+      default: 64,
+      min: 1,
+      max: 1024,
+      reason: 'Range requests in flight to all registries; 64 of 1 MiB at 30 ms fill 10 Gbit/s',
+    }),
+    stream_max_bytes: bytes({
+      default: 4 * MIB,
+      min: FETCH_UNIT_BYTES,
+      max: 64 * MIB,
+      reason: 'Largest single request of a sequential reader; an isolated miss asks for 64 KiB',
+    }),
+    patience: duration({
+      default: MISS_PATIENCE_MS,
+      min: 1 * SECOND,
+      max: 24 * HOUR,
+      reason: 'How long a read waits for a registry that is away before the container sees an I/O error',
+    }),
+    fill: choice(['off', 'on'], {
+      default: 'off',
+      reason: 'Whether the rest of a running image is fetched in the background; on: later registry outages do not matter',
+    }),
+    fill_delay: duration({
+      default: 60 * SECOND,
+      min: 0,
+      max: 24 * HOUR,
+      reason: "Time between a device's opening and its background fill, so that starts have the link to themselves",
+    }),
+    fill_rate_bytes_per_s: bytes({
+      default: 32 * MIB,
+      min: FETCH_UNIT_BYTES,
+      max: 100 * GIB,
+      reason: 'Bytes per second of background fill on the whole node; 32 MiB leaves three quarters of a 1 Gbit/s link',
+    }),
+  },
+  registry: {
+    hosts_dir: path({
+      default: '/etc/containerd/certs.d',
+      reason: "containerd's hosts.toml directories: mirrors, CAs, client certificates",
+    }),
+    docker_config: optionalPath({
+      reason: 'A docker config.json with credentials or credential helpers; unset: anonymous. Read again when it changes',
+    }),
+    plain_http: hosts({ maxCount: 100, reason: 'Registries spoken to without TLS; loopback ones are so without being listed' }),
+    connect_timeout: duration({ default: 10 * SECOND, min: 100, max: 2 * MINUTE, reason: 'TCP and TLS; longer than three lost SYNs' }),
+    response_timeout: duration({
+      default: 30 * SECOND,
+      min: 1 * SECOND,
+      max: 10 * MINUTE,
+      reason: 'From request to response headers; registries that fetch from a slow backend take seconds',
+    }),
+    stall_timeout: duration({
+      default: 20 * SECOND,
+      min: 1 * SECOND,
+      max: 10 * MINUTE,
+      reason: 'A body that sends nothing for this long is given up and asked for again',
+    }),
+  },
+  admin: {
+    socket: socketPath({ default: 'admin.sock', reason: 'The admin API, for root alone' }),
+    tcp_listen: optionalAddress({ reason: 'Admin API on TCP as well; needs tcp_token_file. Unset: off' }),
+    tcp_token_file: optionalPath({ reason: 'File with the bearer token for TCP (16 – 512 characters), readable by its owner alone' }),
+    tcp_beyond_loopback: flag({
+      default: false,
+      reason: 'Allows tcp_listen on an address that other machines reach; the token then travels without TLS',
+    }),
+  },
+  log: {
+    level: choice(['trace', 'debug', 'info', 'warn', 'error'], { default: 'info', reason: 'Least severity that reaches the journal' }),
+    device_lines_per_minute: integer({
+      unit: 'lines per minute',
+      default: 30,
+      min: 1,
+      max: 6000,
+      reason: 'Log lines of one device; the rest is counted, so that one bad image does not fill the journal',
+    }),
+  },
+};
