@@ -1,0 +1,147 @@
+/**
+ * What the admin API needs from the rest of the service: one interface, implemented by the wiring in `plugin/main.ts`, and the shapes
+ * of its answers. The shapes are zod schemas, so that one source gives the types, the OpenAPI document and the checks.
+ */
+import { z } from '@hono/zod-openapi';
+
+const count = z.int().min(0);
+const bytes = z.int().min(0).openapi({ description: 'bytes' });
+const at = z.string().openapi({ description: 'ISO 8601, UTC', example: '2026-01-31T12:00:00.000Z' });
+
+export const processSchema = z
+  .object({
+    name: z.enum(['keeper', 'blockd', 'sidecar']),
+    pid: z.int().nullable(),
+    state: z.enum(['running', 'starting', 'down']),
+    /** Times it was started again since the keeper began; null when the keeper did not say. */
+    restarts: count.nullable(),
+  })
+  .openapi('Process');
+
+export const statusSchema = z
+  .object({
+    version: z.string(),
+    startedAt: at,
+    /** Every part works; `degraded` is empty. */
+    isReady: z.boolean(),
+    /** What does not work and since when, one sentence each. */
+    degraded: z.array(z.string()),
+    processes: z.array(processSchema),
+    rootDirectory: z.string(),
+    snapshotterSocket: z.string(),
+    counts: z.object({ snapshots: count, brokenSnapshots: count, devices: count, images: count }),
+  })
+  .openapi('Status');
+export type NodeStatus = z.infer<typeof statusSchema>;
+
+export const snapshotSchema = z
+  .object({
+    key: z.string(),
+    kind: z.enum(['active', 'view', 'committed']),
+    parent: z.string().nullable(),
+    /** remote: its bytes come from the registry when read. ordinary: a directory, as the overlayfs snapshotter has it. */
+    layer: z.enum(['remote', 'ordinary']),
+    image: z.string().nullable(),
+    layerDigest: z.string().nullable(),
+    createdAt: at,
+    updatedAt: at,
+    deviceId: z.string().nullable(),
+    /** Whether the image is served lazily, as decided at its first Prepare; null when the snapshot belongs to no image. */
+    decision: z.object({ isLazy: z.boolean(), reason: z.string() }).nullable(),
+    /** Set when the snapshot cannot be used: it can still be removed, and blocks no other. */
+    broken: z.object({ reason: z.string(), since: at }).nullable(),
+  })
+  .openapi('Snapshot');
+export type SnapshotRow = z.infer<typeof snapshotSchema>;
+
+export const deviceSchema = z
+  .object({
+    id: z.string(),
+    image: z.string(),
+    state: z.enum(['opening', 'attached', 'releasing', 'failed']),
+    /** Why it failed, or what it waits for. */
+    detail: z.string().nullable(),
+    sizeBytes: bytes,
+    layerCount: count,
+    mountPoint: z.string().nullable(),
+    /** How the kernel reaches it: EROFS on the FUSE file, or a loop device between. */
+    path: z.enum(['fuse', 'loop', 'plain']).nullable(),
+    /** Snapshots that use it. */
+    userCount: count,
+    stats: z.object({
+      reads: count,
+      readBytes: bytes,
+      /** Reads answered from local bytes. */
+      hits: count,
+      misses: count,
+      fetches: count,
+      fetchedBytes: bytes,
+      /** Reads that wait for the registry now. */
+      waiting: count,
+      /** Reads that ended in an I/O error. */
+      failures: count,
+    }),
+  })
+  .openapi('Device');
+export type DeviceRow = z.infer<typeof deviceSchema>;
+
+export const storeSchema = z
+  .object({
+    budgetBytes: bytes,
+    usedBytes: bytes,
+    /** Reserved for fetches that are under way. */
+    reservedBytes: bytes,
+    /** Bytes of blobs that something refers to; they are never evicted. */
+    pinnedBytes: bytes,
+    blobCount: count,
+    completeBlobCount: count,
+    evictionCount: count,
+    evictedBytes: bytes,
+    /** The disk refused a write: fetched bytes stay in memory until it has room. */
+    isDiskFull: z.boolean(),
+    memoryBytes: bytes,
+  })
+  .openapi('Store');
+export type StoreStatus = z.infer<typeof storeSchema>;
+
+export const eventSchema = z
+  .object({
+    /** Rises by one; starts again at 1 when the control plane does. */
+    sequence: z.int().min(1),
+    at,
+    severity: z.enum(['info', 'warning', 'error']),
+    /** A stable name: `device.read-failed`, `store.disk-full`, `image.refused-lazy`. */
+    kind: z.string(),
+    /** What it is about: a device, digest, snapshot key or reference. */
+    subject: z.string(),
+    message: z.string(),
+  })
+  .openapi('Event');
+export type EventRow = z.infer<typeof eventSchema>;
+
+export const materializeResultSchema = z
+  .object({
+    reference: z.string(),
+    manifestDigest: z.string(),
+    layerCount: count,
+    totalBytes: bytes,
+    /** Fetched by this call; the rest was local. */
+    fetchedBytes: bytes,
+  })
+  .openapi('MaterializeResult');
+export type MaterializeResult = z.infer<typeof materializeResultSchema>;
+
+/**
+ * Implemented by the wiring. Lists are complete and in a stable order (snapshots by key, devices by id, events oldest first); the API cuts
+ * pages. Failures are AppError: `Unavailable` when blockd does not answer.
+ */
+export interface AdminServices {
+  status(signal: AbortSignal): Promise<NodeStatus>;
+  snapshots(signal: AbortSignal): Promise<readonly SnapshotRow[]>;
+  devices(signal: AbortSignal): Promise<readonly DeviceRow[]>;
+  store(signal: AbortSignal): Promise<StoreStatus>;
+  /** Events the service still holds (a bounded ring). */
+  events(): readonly EventRow[];
+  /** Fetches what is missing of every layer of an image that this node serves lazily, and puts it where containerd finds it. */
+  materialize(reference: string, signal: AbortSignal): Promise<MaterializeResult>;
+}
