@@ -1,0 +1,134 @@
+/**
+ * One child of the keeper: starts it, asks it every second whether it still answers, kills it when it does not, and starts it again.
+ *
+ *   starting ──ready──► ready ──exit or silence──► (killed) ──back-off──► starting
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import type { FromKeeper, ToKeeper } from '../base/keeper-protocol.ts';
+import type { Logger } from '../base/log.ts';
+
+/** The probe's period; with the silence limit below, a stopped child is replaced within 5 s. */
+const PROBE_MS = 1000;
+const SILENCE_LIMIT_MS = 3500;
+
+/** A start opens the database and the store; it is not judged by the probe until then. */
+const START_LIMIT_MS = 30_000;
+
+/** A child that lived this long starts again at once. */
+const STABLE_MS = 2000;
+const BACK_OFF_MS = [0, 100, 300, 1000, 3000, 5000] as const;
+
+export interface ChildOptions {
+  name: string;
+  /** Called at each start: an upgrade may have changed where the program lies. */
+  command(): { program: string; args: string[] };
+  /** Inherited as descriptor 4, if given. */
+  socketFd?: number;
+  log: Logger;
+  onReady(): void;
+  onRequest(message: ToKeeper, reply: (message: FromKeeper) => void): void;
+  /** After the child's exit, before its next start. */
+  onExit?(): void;
+}
+
+export class Child {
+  private readonly options: ChildOptions;
+  private process: ChildProcess | undefined;
+  private startedAtMs = 0;
+  private isReady = false;
+  private lastHeardMs = 0;
+  private quickDeaths = 0;
+  private isWanted = false;
+  private pingId = 0;
+  private retry: NodeJS.Timeout | undefined;
+  private readonly probe: NodeJS.Timeout;
+
+  constructor(options: ChildOptions) {
+    this.options = options;
+    this.probe = setInterval(() => this.check(), PROBE_MS);
+    this.probe.unref();
+  }
+
+  get ready(): boolean {
+    return this.isReady;
+  }
+
+  start(): void {
+    this.isWanted = true;
+    const { name, log, socketFd } = this.options;
+    const { program, args } = this.options.command();
+    const child = spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit', 'ipc', socketFd ?? 'ignore'] });
+    this.process = child;
+    this.isReady = false;
+    this.startedAtMs = performance.now();
+    this.lastHeardMs = this.startedAtMs;
+    child.on('message', (message) => this.receive(child, message as ToKeeper));
+    child.on('error', (err) => log.error({ err, child: name }, 'child could not be started or told'));
+    child.once('exit', (code, signal) => this.ended(child, code, signal));
+    log.info({ child: name, pid: child.pid }, 'child started');
+  }
+
+  /** Ends the child for good, in order; killed if it takes longer than `limitMs`. */
+  async stop(options: { unmount: boolean; limitMs: number }): Promise<void> {
+    this.isWanted = false;
+    clearInterval(this.probe);
+    clearTimeout(this.retry);
+    await this.end(options);
+  }
+
+  /** Ends the child; its successor starts at its exit. */
+  async replace(limitMs: number): Promise<void> {
+    await this.end({ unmount: false, limitMs });
+  }
+
+  private async end(options: { unmount: boolean; limitMs: number }): Promise<void> {
+    const child = this.process;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+    if (child.connected) child.send({ op: 'stop', unmount: options.unmount } satisfies FromKeeper);
+    const timer = setTimeout(() => child.kill('SIGKILL'), options.limitMs);
+    await exited;
+    clearTimeout(timer);
+  }
+
+  private receive(child: ChildProcess, message: ToKeeper): void {
+    if (child !== this.process) return;
+    this.lastHeardMs = performance.now();
+    if (message.op === 'pong') return;
+    if (message.op === 'ready') {
+      this.isReady = true;
+      this.options.onReady();
+      return;
+    }
+    this.options.onRequest(message, (reply) => {
+      if (child.connected) child.send(reply);
+    });
+  }
+
+  private check(): void {
+    const child = this.process;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    const silentMs = performance.now() - this.lastHeardMs;
+    if (silentMs > (this.isReady ? SILENCE_LIMIT_MS : START_LIMIT_MS)) {
+      this.options.log.error(
+        { child: this.options.name, pid: child.pid, silentMs: Math.round(silentMs) },
+        'child does not answer; killing it',
+      );
+      child.kill('SIGKILL');
+      return;
+    }
+    if (child.connected) child.send({ op: 'ping', id: ++this.pingId } satisfies FromKeeper);
+  }
+
+  private ended(child: ChildProcess, code: number | null, signal: NodeJS.Signals | null): void {
+    if (child !== this.process) return;
+    this.isReady = false;
+    const livedMs = performance.now() - this.startedAtMs;
+    this.options.log.warn({ child: this.options.name, pid: child.pid, code, signal, livedMs: Math.round(livedMs) }, 'child ended');
+    this.options.onExit?.();
+    if (!this.isWanted) return;
+    this.quickDeaths = livedMs >= STABLE_MS ? 0 : Math.min(this.quickDeaths + 1, BACK_OFF_MS.length - 1);
+    const delayMs = BACK_OFF_MS[this.quickDeaths]!;
+    this.retry = setTimeout(() => this.start(), delayMs);
+  }
+}
