@@ -1,0 +1,84 @@
+/** A small client of the admin API over its unix socket, for `obdctl`. */
+import http from 'node:http';
+import { AppError, errnoOf } from '../plugin/base/errors.ts';
+import { MIB } from '../plugin/base/units.ts';
+
+/** The largest page of a list is about 1 MiB; metrics of 1000 devices about the same. */
+const MAX_ANSWER_BYTES = 64 * MIB;
+
+export interface AdminRequest {
+  socketPath: string;
+  method: 'GET' | 'POST';
+  path: string;
+  body?: unknown;
+  /** Milliseconds until the call is given up. */
+  timeoutMs: number;
+}
+
+/** True when the service could not be reached at all, as against having refused. */
+export function isUnreachable(error: unknown): boolean {
+  return error instanceof AppError && error.details.isUnreachable === true;
+}
+
+function unreachable(socketPath: string, error: unknown): AppError {
+  const errno = errnoOf(error);
+  const common = { subject: socketPath, details: { isUnreachable: true }, cause: error };
+  if (errno === 'ENOENT' || errno === 'ECONNREFUSED') {
+    const what = 'the service is not running (systemctl status overlaybd-sidecar)';
+    return new AppError('Unavailable', { op: 'connect to', what, ...common });
+  }
+  if (errno === 'EACCES' || errno === 'EPERM') {
+    return new AppError('PermissionDenied', { op: 'connect to', what: 'only root may use the admin socket', ...common });
+  }
+  return new AppError('Unavailable', { op: 'talk to', what: `connection failed (${errno ?? String(error)})`, ...common });
+}
+
+/**
+ * Sends one request and reads the whole answer. `text` is the body of any status below 400. Throws the service's AppError for the rest,
+ * Unavailable when the service does not run, DeadlineExceeded after `timeoutMs`.
+ */
+export function callAdmin(request: AdminRequest): Promise<{ status: number; text: string }> {
+  const { socketPath, method, path, timeoutMs } = request;
+  const payload = request.body === undefined ? undefined : JSON.stringify(request.body);
+  const headers = { host: 'localhost', ...(payload === undefined ? {} : { 'content-type': 'application/json' }) };
+  return new Promise((resolve, reject) => {
+    const signal = AbortSignal.timeout(timeoutMs);
+    const fail = (error: unknown): void => {
+      const what = `no answer in ${timeoutMs / 1000} s`;
+      reject(
+        signal.aborted
+          ? new AppError('DeadlineExceeded', { op: method, subject: path, what, cause: error })
+          : unreachable(socketPath, error),
+      );
+    };
+    const call = http.request({ socketPath, method, path, headers, signal }, (response) => {
+      const chunks: Buffer[] = [];
+      let sizeBytes = 0;
+      response.on('data', (chunk: Buffer) => {
+        sizeBytes += chunk.length;
+        chunks.push(chunk);
+        if (sizeBytes > MAX_ANSWER_BYTES) call.destroy(new Error(`answer is longer than ${MAX_ANSWER_BYTES} bytes`));
+      });
+      response.on('error', fail);
+      response.on('end', () => {
+        const text = Buffer.concat(chunks).toString('utf8');
+        const status = response.statusCode ?? 500;
+        if (status < 400) resolve({ status, text });
+        else reject(refusal(method, path, status, text));
+      });
+    });
+    call.on('error', fail);
+    call.end(payload);
+  });
+}
+
+function refusal(method: string, path: string, status: number, text: string): AppError {
+  let body: unknown;
+  try {
+    body = JSON.parse(text);
+  } catch (error) {
+    return new AppError('Internal', { op: method, subject: path, what: `status ${status} without a JSON body`, cause: error });
+  }
+  const inner = typeof body === 'object' && body !== null && 'error' in body ? body.error : body;
+  return AppError.fromJSON(inner, { op: method, subject: path });
+}

@@ -1,0 +1,132 @@
+#!/usr/bin/env node
+/**
+ * `obdctl`: the admin API from a shell.
+ * Exit codes: 0 done; 1 the service refused; 2 wrong usage; 3 the service cannot be reached; 4 `status` found it degraded.
+ */
+import fs from 'node:fs';
+import { Command, CommanderError } from 'commander';
+import { DEFAULT_CONFIG_PATH, loadConfig } from '../plugin/base/config/config.ts';
+import { AppError, describeError } from '../plugin/base/errors.ts';
+import { callAdmin, isUnreachable } from './client.ts';
+import { ANSWER_DEADLINE_MS, MATERIALIZE_DEADLINE_MS, PAGE_ROWS_MAX } from './limits.ts';
+import { renderDevices, renderEvents, renderMaterialized, renderSnapshots, renderStatus, renderStore } from './render.ts';
+import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus } from './services.ts';
+
+const EXIT = { done: 0, refused: 1, usage: 2, unreachable: 3, degraded: 4 } as const;
+
+/** Pages read by one command: 2000 rows each, so half a million snapshots; a service that never ends its list is broken. */
+const MAX_PAGES = 256;
+
+interface GlobalOptions {
+  socket?: string;
+  config?: string;
+  json?: boolean;
+}
+
+const program = new Command('obdctl')
+  .description('Looks into and steers overlaybd-sidecar on this node')
+  .option('--socket <path>', 'admin socket (default: admin.socket of the configuration)')
+  .option('--config <file>', `configuration file that names the socket (default: ${DEFAULT_CONFIG_PATH})`)
+  .option('--json', 'print the answer as JSON')
+  .helpCommand(false)
+  .showHelpAfterError('(obdctl --help lists the commands)')
+  .addHelpText('after', '\nExit codes: 0 done, 1 refused, 2 wrong usage, 3 service not reachable, 4 degraded (status)')
+  .exitOverride();
+
+const globals = (): GlobalOptions => program.opts<GlobalOptions>();
+
+async function call<T>(method: 'GET' | 'POST', path: string, body?: unknown, timeoutMs = ANSWER_DEADLINE_MS + 1000): Promise<T> {
+  const { socket, config } = globals();
+  const socketPath = socket ?? loadConfig(config).admin.socket;
+  const { text } = await callAdmin({ socketPath, method, path, timeoutMs, ...(body === undefined ? {} : { body }) });
+  return JSON.parse(text) as T;
+}
+
+function print(answer: unknown, text: () => string): void {
+  process.stdout.write(globals().json === true ? `${JSON.stringify(answer, null, 2)}\n` : text());
+}
+
+program
+  .command('status')
+  .description('processes, counts and what does not work')
+  .action(async () => {
+    const status = await call<NodeStatus>('GET', '/v1/status');
+    print(status, () => renderStatus(status));
+    if (!status.isReady) process.exitCode = EXIT.degraded;
+  });
+
+program
+  .command('snapshots')
+  .description('snapshots, whether their image is lazy and why, and what is broken')
+  .option('--broken', 'only broken ones')
+  .action(async ({ broken }: { broken?: boolean }) => {
+    const rows: SnapshotRow[] = [];
+    let after: string | null = null;
+    for (let page = 0; page < MAX_PAGES; page += 1) {
+      const query = new URLSearchParams({ limit: String(PAGE_ROWS_MAX) });
+      if (broken === true) query.set('broken', 'true');
+      if (after !== null) query.set('after', after);
+      const answer: { snapshots: SnapshotRow[]; next: string | null } = await call('GET', `/v1/snapshots?${query}`);
+      rows.push(...answer.snapshots);
+      after = answer.next;
+      if (after === null) break;
+    }
+    print({ snapshots: rows }, () => renderSnapshots(rows));
+  });
+
+program
+  .command('devices')
+  .description('block devices, and what was read and fetched for each')
+  .action(async () => {
+    const answer = await call<{ devices: DeviceRow[] }>('GET', '/v1/devices');
+    print(answer, () => renderDevices(answer.devices));
+  });
+
+program
+  .command('store')
+  .description('the local store: budget, use, evictions')
+  .action(async () => {
+    const store = await call<StoreStatus>('GET', '/v1/store');
+    print(store, () => renderStore(store));
+  });
+
+program
+  .command('events')
+  .description('what happened lately')
+  .option('--after <sequence>', 'only events with a higher sequence', '0')
+  .action(async ({ after }: { after: string }) => {
+    const answer = await call<{ events: EventRow[] }>('GET', `/v1/events?${new URLSearchParams({ after, limit: String(PAGE_ROWS_MAX) })}`);
+    print(answer, () => renderEvents(answer.events));
+  });
+
+program
+  .command('materialize')
+  .description('fetches what is missing of a lazy image, so that it can be exported or pushed')
+  .argument('<reference>', 'image reference as containerd knows it')
+  .action(async (reference: string) => {
+    const result = await call<MaterializeResult>('POST', '/v1/materialize', { reference }, MATERIALIZE_DEADLINE_MS + 1000);
+    print(result, () => renderMaterialized(result));
+  });
+
+program
+  .command('check-config')
+  .description('checks a configuration file without the service')
+  .argument('[file]', 'file to check', DEFAULT_CONFIG_PATH)
+  .action((file: string) => {
+    const config = loadConfig(file);
+    print(config, () => `${file}: ${fs.existsSync(file) ? 'valid' : 'missing; all defaults apply'}\n`);
+  });
+
+function exitCodeOf(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
+  return isUnreachable(error) ? EXIT.unreachable : EXIT.refused;
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  // commander has written its own message already.
+  if (!(error instanceof CommanderError))
+    process.stderr.write(`obdctl: ${error instanceof AppError ? error.message : describeError(error)}\n`);
+  process.exitCode = exitCodeOf(error);
+}

@@ -1,0 +1,102 @@
+/** Answers of the admin API as text for people: tables with padded columns. Control characters from outside are made visible. */
+import { formatBytes } from '../plugin/base/units.ts';
+import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus } from './services.ts';
+
+/** Names and messages may come from a registry: what could steer a terminal is escaped. */
+function printable(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+  return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+}
+
+/** Left-aligned columns, two spaces between. */
+export function table(header: readonly string[], rows: readonly (readonly string[])[]): string {
+  const lines = [header, ...rows].map((row) => row.map(printable));
+  const widths = header.map((_, column) => Math.max(...lines.map((row) => row[column]?.length ?? 0)));
+  return lines
+    .map(
+      (row) =>
+        `${row
+          .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+          .join('  ')
+          .trimEnd()}\n`,
+    )
+    .join('');
+}
+
+const short = (text: string | null, chars: number): string =>
+  text === null ? '-' : text.length > chars ? `${text.slice(0, chars - 1)}…` : text;
+
+export function renderStatus(status: NodeStatus): string {
+  const { counts } = status;
+  const lines = [
+    `overlaybd-sidecar ${status.version}: ${status.isReady ? 'ready' : 'DEGRADED'}, since ${status.startedAt}`,
+    ...status.degraded.map((reason) => `  ! ${printable(reason)}`),
+    `root ${status.rootDirectory}, snapshotter ${status.snapshotterSocket}`,
+    `${counts.images} images, ${counts.snapshots} snapshots (${counts.brokenSnapshots} broken), ${counts.devices} devices`,
+    '',
+  ];
+  const rows = status.processes.map((p) => [
+    p.name,
+    p.state,
+    p.pid === null ? '-' : String(p.pid),
+    p.restarts === null ? '-' : String(p.restarts),
+  ]);
+  return `${lines.join('\n')}\n${table(['PROCESS', 'STATE', 'PID', 'RESTARTS'], rows)}`;
+}
+
+export function renderSnapshots(rows: readonly SnapshotRow[]): string {
+  const lines = rows.map((s) => [
+    short(s.key, 72),
+    s.kind,
+    s.layer,
+    s.decision === null ? '-' : s.decision.isLazy ? 'lazy' : 'ordinary',
+    short(s.image, 60),
+    s.broken !== null ? `broken: ${s.broken.reason}` : s.decision !== null && !s.decision.isLazy ? s.decision.reason : '',
+  ]);
+  return table(['KEY', 'KIND', 'LAYER', 'IMAGE IS', 'IMAGE', 'REASON'], lines);
+}
+
+export function renderDevices(rows: readonly DeviceRow[]): string {
+  const lines = rows.map((d) => [
+    short(d.id, 12),
+    d.state,
+    d.path ?? '-',
+    String(d.userCount),
+    formatBytes(d.sizeBytes),
+    formatBytes(d.stats.readBytes),
+    formatBytes(d.stats.fetchedBytes),
+    String(d.stats.waiting),
+    String(d.stats.failures),
+    short(d.image, 60),
+    d.detail ?? '',
+  ]);
+  return table(['DEVICE', 'STATE', 'PATH', 'USERS', 'SIZE', 'READ', 'FETCHED', 'WAITING', 'FAILED', 'IMAGE', 'DETAIL'], lines);
+}
+
+export function renderStore(store: StoreStatus): string {
+  const share = store.budgetBytes === 0 ? 0 : (100 * store.usedBytes) / store.budgetBytes;
+  return table(
+    ['STORE', ''],
+    [
+      ['used', `${formatBytes(store.usedBytes)} of ${formatBytes(store.budgetBytes)} (${share.toFixed(1)} %)`],
+      ['reserved', formatBytes(store.reservedBytes)],
+      ['in use', formatBytes(store.pinnedBytes)],
+      ['blobs', `${store.blobCount} (${store.completeBlobCount} complete)`],
+      ['evicted', `${formatBytes(store.evictedBytes)} in ${store.evictionCount} blobs`],
+      ['disk', store.isDiskFull ? `FULL; ${formatBytes(store.memoryBytes)} held in memory` : 'accepts writes'],
+    ],
+  );
+}
+
+export function renderEvents(rows: readonly EventRow[]): string {
+  return table(
+    ['TIME', 'SEVERITY', 'KIND', 'SUBJECT', 'MESSAGE'],
+    rows.map((e) => [e.at, e.severity, e.kind, short(e.subject, 72), e.message]),
+  );
+}
+
+export function renderMaterialized(result: MaterializeResult): string {
+  const local = formatBytes(result.totalBytes - result.fetchedBytes);
+  const text = `${result.reference}: ${result.layerCount} layers, ${formatBytes(result.totalBytes)} complete (${formatBytes(result.fetchedBytes)} fetched, ${local} were local)`;
+  return `${printable(text)}\n`;
+}

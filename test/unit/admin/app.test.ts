@@ -1,0 +1,133 @@
+import { describe, expect, it } from 'vitest';
+import { createAdminApp } from '../../../admin/app.ts';
+import { MAX_MATERIALIZATIONS, MAX_REQUEST_BYTES } from '../../../admin/limits.ts';
+import type { AdminServices } from '../../../admin/services.ts';
+import { AppError } from '../../../plugin/base/errors.ts';
+import { silentLogger } from '../../../plugin/base/log.ts';
+import { DEVICE, EVENTS, fakeServices, SNAPSHOTS } from './fake-services.ts';
+
+const appOf = (overrides: Partial<AdminServices> = {}) =>
+  createAdminApp({ services: fakeServices(overrides), version: '0.1.0', log: silentLogger });
+
+// biome-ignore lint/suspicious/noExplicitAny: answers are compared, not used
+async function get(path: string, app = appOf(), init: RequestInit = {}): Promise<{ status: number; body: any }> {
+  const response = await app.request(path, init);
+  return { status: response.status, body: await response.json() };
+}
+
+const post = (body: string, app = appOf()) =>
+  get('/v1/materialize', app, { method: 'POST', body, headers: { 'content-type': 'application/json' } });
+
+describe('admin API', () => {
+  it('answers health by the status of the parts', async () => {
+    expect(await get('/healthz')).toEqual({ status: 200, body: { status: 'ok' } });
+    const status = { ...(await fakeServices().status(AbortSignal.timeout(1000))), isReady: false, degraded: ['blockd is down'] };
+    expect(await get('/healthz', appOf({ status: async () => status }))).toEqual({
+      status: 503,
+      body: { status: 'degraded', degraded: ['blockd is down'] },
+    });
+  });
+
+  it('gives status, devices and store as the services have them', async () => {
+    expect((await get('/v1/status')).body).toMatchObject({ version: '0.1.0', counts: { snapshots: 4 } });
+    expect((await get('/v1/devices')).body).toEqual({ devices: [DEVICE] });
+    expect((await get('/v1/store')).body).toMatchObject({ budgetBytes: 1000, isDiskFull: false });
+  });
+
+  it('pages through snapshots without losing or repeating one, and filters broken ones', async () => {
+    const keys: string[] = [];
+    let after = '';
+    for (let page = 0; page < 4; page += 1) {
+      const { body } = await get(`/v1/snapshots?limit=1${after}`);
+      keys.push(...body.snapshots.map((row: { key: string }) => row.key));
+      if (body.next === null) break;
+      after = `&after=${encodeURIComponent(body.next)}`;
+    }
+    expect(keys).toEqual(SNAPSHOTS.map((row) => row.key));
+    const broken = await get('/v1/snapshots?broken=true');
+    expect(broken.body).toMatchObject({ snapshots: [{ key: 'default/c', broken: { reason: 'directory 3 is missing' } }], next: null });
+    expect((await get('/v1/snapshots?broken=false')).body.snapshots).toHaveLength(3);
+  });
+
+  it('gives the latest events, or those after a sequence', async () => {
+    expect((await get('/v1/events?limit=2')).body.events).toEqual(EVENTS.slice(1));
+    expect((await get('/v1/events?after=1&limit=1')).body.events).toEqual([EVENTS[1]]);
+  });
+
+  it.each([
+    ['/v1/snapshots?limit=0', 'limit'],
+    ['/v1/snapshots?limit=2001', 'limit'],
+    ['/v1/snapshots?broken=perhaps', 'broken'],
+    ['/v1/events?after=-1', 'after'],
+  ])('refuses %s and names the parameter', async (path, name) => {
+    const { status, body } = await get(path);
+    expect(status).toBe(400);
+    expect(body.error).toMatchObject({ code: 'InvalidArgument' });
+    expect(body.error.message).toContain(`${name}: `);
+  });
+
+  it('materializes an image; bad bodies and unknown images are told apart', async () => {
+    expect(await post('{"reference":"registry.example/app:1"}')).toMatchObject({ status: 200, body: { fetchedBytes: 1024 } });
+    expect(await post('{"reference":"nothing"}')).toMatchObject({
+      status: 404,
+      body: { error: { code: 'NotFound', message: 'materialize nothing: no such image', details: { limit: 1 } } },
+    });
+    expect(await post('{"reference":""}')).toMatchObject({ status: 400, body: { error: { code: 'InvalidArgument' } } });
+    expect(await post('{"reference":"a/b","x":1}')).toMatchObject({ status: 400 });
+    expect(await post('{')).toMatchObject({ status: 400, body: { error: { code: 'InvalidArgument' } } });
+    const long = await post(JSON.stringify({ reference: 'x'.repeat(MAX_REQUEST_BYTES) }));
+    expect(long).toMatchObject({ status: 400, body: { error: { message: `read request body: longer than ${MAX_REQUEST_BYTES} bytes` } } });
+  });
+
+  it('runs a bounded number of materializations, and ends one when its caller hangs up', async () => {
+    const signals: AbortSignal[] = [];
+    const app = appOf({
+      materialize: (_, signal) => {
+        signals.push(signal);
+        return new Promise((_resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }));
+      },
+    });
+    const callers = Array.from({ length: MAX_MATERIALIZATIONS }, () => new AbortController());
+    const running = callers.map(({ signal }) =>
+      app.request('/v1/materialize', {
+        method: 'POST',
+        body: '{"reference":"a/b"}',
+        headers: { 'content-type': 'application/json' },
+        signal,
+      }),
+    );
+    await expect.poll(() => signals.length).toBe(MAX_MATERIALIZATIONS);
+    const refused = await post('{"reference":"a/b"}', app);
+    expect(refused).toMatchObject({ status: 507, body: { error: { code: 'ResourceExhausted', retryAfterMs: 10_000 } } });
+    for (const caller of callers) caller.abort();
+    for (const response of await Promise.all(running)) expect(response.status).toBe(499);
+    expect(signals.every((signal) => signal.aborted)).toBe(true);
+  });
+
+  it('maps AppError to its HTTP status with Retry-After, and hides what is unexpected', async () => {
+    const unavailable = new AppError('Unavailable', { op: 'ask', subject: 'blockd', what: 'does not answer', retryAfterMs: 1500 });
+    const response = await appOf({ devices: () => Promise.reject(unavailable) }).request('/v1/devices');
+    expect([response.status, response.headers.get('retry-after')]).toEqual([503, '2']);
+    const internal = await get('/v1/devices', appOf({ devices: () => Promise.reject(new Error('password=hunter2')) }));
+    expect(internal.status).toBe(500);
+    expect(JSON.stringify(internal.body)).not.toContain('hunter2');
+  });
+
+  it('describes every route in /openapi.json, and says so for unknown paths', async () => {
+    const { body } = await get('/openapi.json');
+    expect(Object.keys(body.paths).sort()).toEqual(
+      ['/healthz', '/v1/devices', '/v1/events', '/v1/materialize', '/v1/snapshots', '/v1/status', '/v1/store'].sort(),
+    );
+    expect(body.components.schemas).toHaveProperty('Snapshot');
+    expect(await get('/v2')).toMatchObject({ status: 404, body: { error: { code: 'NotFound' } } });
+  });
+
+  it('exposes metrics, also while a part does not answer', async () => {
+    const text = await (await appOf({ store: () => Promise.reject(new Error('gone')) }).request('/metrics')).text();
+    expect(text).toContain('overlaybd_snapshots{state="broken"} 1');
+    expect(text).toContain(`overlaybd_device_fetched_bytes_total{device="${DEVICE.id}",image=`);
+    expect(text).toContain('overlaybd_up{part="store"} 0');
+    expect(text).toContain('overlaybd_up{part="devices"} 1');
+    expect(text).toContain('overlaybd_sidecar_process_resident_memory_bytes');
+  });
+});

@@ -1,0 +1,87 @@
+import { execFile } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createAdminApp } from '../../../admin/app.ts';
+import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
+import { silentLogger } from '../../../plugin/base/log.ts';
+import { fakeServices } from './fake-services.ts';
+
+const directory = mkdtempSync(join(tmpdir(), 'obd-ctl-'));
+const socket = join(directory, 'admin.sock');
+const program = join(import.meta.dirname, '../../../admin/obdctl.ts');
+let isReady = true;
+let server: AdminServer;
+
+beforeAll(async () => {
+  const services = fakeServices();
+  const status: typeof services.status = async (signal) => {
+    return { ...(await services.status(signal)), isReady, degraded: isReady ? [] : ['blockd is down'] };
+  };
+  server = await startAdminServer({
+    app: createAdminApp({ services: { ...services, status }, version: '0.1.0', log: silentLogger }),
+    socketPath: socket,
+  });
+});
+afterAll(async () => {
+  await server.close();
+  rmSync(directory, { recursive: true, force: true });
+});
+
+function obdctl(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  return new Promise((resolve) => {
+    execFile(process.execPath, [program, ...args], { timeout: 30_000 }, (error, stdout, stderr) => {
+      resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : -1, stdout, stderr });
+    });
+  });
+}
+
+describe('obdctl', () => {
+  it('prints tables for people, with control characters made visible', async () => {
+    const devices = await obdctl('--socket', socket, 'devices');
+    expect(devices).toMatchObject({ code: 0, stderr: '' });
+    expect(devices.stdout).toMatch(/^DEVICE +STATE/);
+    expect(devices.stdout).toContain('registry.example/app:1\\x1b[31m');
+    const snapshots = await obdctl('--socket', socket, 'snapshots');
+    expect(snapshots.stdout).toContain('broken: directory 3 is missing');
+    expect(snapshots.stdout).toContain('layer 3 is gzip without an index');
+    expect((await obdctl('--socket', socket, 'store')).stdout).toContain('500 B of 1000 B (50.0 %)');
+    expect((await obdctl('--socket', socket, 'events')).stdout).toContain('store.disk-full');
+    const done = await obdctl('--socket', socket, 'materialize', 'registry.example/app:1');
+    expect(done.stdout).toContain('2 layers, 2.0 KiB complete (1.0 KiB fetched, 1.0 KiB were local)');
+  });
+
+  it('prints JSON for programs', async () => {
+    const { stdout } = await obdctl('--socket', socket, '--json', 'snapshots', '--broken');
+    expect(JSON.parse(stdout)).toMatchObject({ snapshots: [{ key: 'default/c' }] });
+  });
+
+  it('says by its exit code what happened', async () => {
+    expect((await obdctl('--socket', socket, 'status')).code).toBe(0);
+    isReady = false;
+    const degraded = await obdctl('--socket', socket, 'status');
+    isReady = true;
+    expect(degraded.code).toBe(4);
+    expect(degraded.stdout).toContain('! blockd is down');
+    const refused = await obdctl('--socket', socket, 'materialize', 'nothing');
+    expect(refused).toMatchObject({ code: 1, stderr: 'obdctl: materialize nothing: no such image\n' });
+    const absent = await obdctl('--socket', join(directory, 'none.sock'), 'status');
+    expect(absent.code).toBe(3);
+    expect(absent.stderr).toContain('none.sock: the service is not running (systemctl status overlaybd-sidecar)');
+    expect((await obdctl('nonsense')).code).toBe(2);
+    const help = await obdctl('--help');
+    expect(help.code).toBe(0);
+    expect(help.stdout).toContain('materialize');
+  });
+
+  it('checks a configuration file', async () => {
+    const file = join(directory, 'c.toml');
+    writeFileSync(file, '[store]\nbudget_bytes = 12\n');
+    const wrong = await obdctl('check-config', file);
+    expect(wrong.code).toBe(1);
+    expect(wrong.stderr).toContain('store.budget_bytes: 12 is below');
+    writeFileSync(file, '');
+    expect((await obdctl('check-config', file)).stdout).toBe(`${file}: valid\n`);
+  });
+});

@@ -1,0 +1,98 @@
+import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, afterEach, describe, expect, it } from 'vitest';
+import { createAdminApp } from '../../../admin/app.ts';
+import { callAdmin, isUnreachable } from '../../../admin/client.ts';
+import { type AdminServer, readTokenFile, startAdminServer } from '../../../admin/server.ts';
+import { silentLogger } from '../../../plugin/base/log.ts';
+import { fakeServices } from './fake-services.ts';
+
+const directory = mkdtempSync(join(tmpdir(), 'obd-admin-'));
+const app = createAdminApp({ services: fakeServices(), version: '0.1.0', log: silentLogger });
+const servers: AdminServer[] = [];
+afterEach(async () => {
+  for (const server of servers.splice(0)) await server.close();
+});
+afterAll(() => rmSync(directory, { recursive: true, force: true }));
+
+async function start(options: Omit<Parameters<typeof startAdminServer>[0], 'app'>): Promise<AdminServer> {
+  const server = await startAdminServer({ app, ...options });
+  servers.push(server);
+  return server;
+}
+
+const token = 'correct-horse-battery';
+function tokenFile(text: string, mode: number): string {
+  const file = join(directory, 'token');
+  writeFileSync(file, text);
+  chmodSync(file, mode);
+  return file;
+}
+
+const health = (socketPath: string) => callAdmin({ socketPath, method: 'GET', path: '/healthz', timeoutMs: 5000 });
+
+describe('admin server', () => {
+  it('makes a socket that only its owner may use, in a directory that only its owner may enter', async () => {
+    const socketPath = join(directory, 'run', 'admin.sock');
+    await start({ socketPath });
+    expect(statSync(socketPath).mode & 0o777).toBe(0o600);
+    expect(statSync(join(directory, 'run')).mode & 0o777).toBe(0o700);
+    expect((await health(socketPath)).status).toBe(200);
+  });
+
+  it('takes over from an instance that still runs, whose end does not remove the new socket', async () => {
+    const socketPath = join(directory, 'over.sock');
+    const old = await start({ socketPath });
+    await start({ socketPath });
+    await old.close();
+    expect((await health(socketPath)).status).toBe(200);
+  });
+
+  it('takes the place of a dead instance, and a client says that nothing runs', async () => {
+    const socketPath = join(directory, 'dead.sock');
+    await (await start({ socketPath })).close();
+    const failure = await health(socketPath).catch((error: unknown) => error);
+    expect(isUnreachable(failure)).toBe(true);
+    expect(String(failure)).toContain('the service is not running');
+    await start({ socketPath });
+    expect((await health(socketPath)).status).toBe(200);
+  });
+
+  it('serves TCP only with the bearer token', async () => {
+    const server = await start({
+      socketPath: join(directory, 'tcp.sock'),
+      tcp: { address: '127.0.0.1:0', tokenFile: tokenFile(`${token}\n`, 0o600) },
+    });
+    const ask = (authorization?: string) =>
+      fetch(`http://127.0.0.1:${server.tcpPort}/v1/status`, { headers: authorization === undefined ? {} : { authorization } });
+    expect((await ask()).status).toBe(401);
+    expect((await ask(`Bearer ${token}x`)).status).toBe(401);
+    expect((await ask(token)).status).toBe(401);
+    const denied = await ask();
+    expect(denied.headers.get('www-authenticate')).toBe('Bearer');
+    expect(await denied.text()).not.toContain(token);
+    expect((await ask(`Bearer ${token}`)).status).toBe(200);
+  });
+
+  it('refuses to start when a place is taken, and leaves nothing listening', async () => {
+    const first = await start({
+      socketPath: join(directory, 'p1.sock'),
+      tcp: { address: '127.0.0.1:0', tokenFile: tokenFile(token, 0o600) },
+    });
+    const socketPath = join(directory, 'p2.sock');
+    await expect(
+      start({ socketPath, tcp: { address: `127.0.0.1:${first.tcpPort}`, tokenFile: join(directory, 'token') } }),
+    ).rejects.toThrow(/cannot listen \(EADDRINUSE\)/);
+    expect(isUnreachable(await health(socketPath).catch((error: unknown) => error))).toBe(true);
+  });
+
+  it.each([
+    [token, 0o644, /mode 644 lets others read it/],
+    ['short', 0o600, /16 to 512 printable/],
+    [`${token} ${token}`, 0o600, /without spaces/],
+    ['x'.repeat(2000), 0o600, /longer than 1024 bytes/],
+  ])('refuses the token file %#', (text, mode, message) => {
+    expect(() => readTokenFile(tokenFile(text, mode))).toThrow(message);
+  });
+});
