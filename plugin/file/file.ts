@@ -13,6 +13,12 @@
 export interface MissingRanges {
   /** `blobId` as given to the blob's file; the range is within the blob's size. */
   add(blobId: number, offsetBytes: number, lengthBytes: number): void;
+
+  /**
+   * Optional: a read that HIT has reached the marked unit of a read-ahead window (told once a mark). Whoever collects hints passes
+   * them to the fetch scheduler, which then continues the stream before the reader runs dry. Wrappers need not know of it.
+   */
+  readAhead?(blobId: number, offsetBytes: number): void;
 }
 
 export interface RandomAccessFile {
