@@ -1,0 +1,32 @@
+/** What an accelerated snapshot records about its device: enough to build it without asking its parents or the registry. */
+import { z } from 'zod';
+import { isDigest } from '../base/digest.ts';
+import { AppError } from '../base/errors.ts';
+import { MAX_LAYERS } from '../base/limits.ts';
+import { type DeviceSpec, deviceIdOf, layerSpecSchema } from '../file/device-spec.ts';
+
+const acceleratedSchema = z.object({
+  /** The image as it was pulled; for people and for the registry's host. */
+  image: z.string().max(512),
+  /** The manifest that the layers were taken from; null when only labels were at hand. */
+  artifact: z.string().refine(isDigest, 'not a digest').nullable(),
+  /** The complete device, bottom to top, up to and with this snapshot's own layer. */
+  layers: z.array(layerSpecSchema).min(1).max(MAX_LAYERS),
+});
+export type Accelerated = z.infer<typeof acceleratedSchema>;
+
+/** The stored form. */
+export function encodeAccelerated(value: Accelerated): string {
+  return JSON.stringify(value);
+}
+
+/** Reads the stored form. Throws DataLoss: the database says something that no version of this program wrote. */
+export function decodeAccelerated(text: string, key: string): Accelerated {
+  const parsed = acceleratedSchema.safeParse(JSON.parse(text));
+  if (parsed.success) return parsed.data;
+  throw new AppError('DataLoss', { op: 'read snapshot', subject: key, what: `its list of layers is malformed: ${parsed.error.message}` });
+}
+
+export function deviceSpecOf(value: Accelerated): DeviceSpec {
+  return { version: 1, id: deviceIdOf(value.layers), image: value.image, layers: value.layers };
+}

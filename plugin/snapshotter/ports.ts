@@ -1,0 +1,40 @@
+/** What the snapshotter needs from other parts, declared by it as their user; `plugin/main.ts` joins them. */
+import type { DeviceSpec } from '../file/device-spec.ts';
+
+/** The data plane. Every call may fail with Unavailable while blockd is away. */
+export interface BlockDevices {
+  /** Serves the device (again); the path is its file. Idempotent for equal ids. */
+  attach(spec: DeviceSpec, signal: AbortSignal): Promise<{ devicePath: string }>;
+  /**
+   * Opens every layer (headers, indexes, fit of the stack) without making a device. DataLoss, InvalidArgument or NotFound: a layer
+   * cannot be served; Unavailable or DeadlineExceeded: it could not be found out.
+   */
+  check(spec: DeviceSpec, signal: AbortSignal): Promise<{ deviceSizeBytes: number }>;
+  /** Stops serving; an unknown id is no error. The device lives on until the kernel releases its file. */
+  detach(id: string, signal: AbortSignal): Promise<void>;
+  list(signal: AbortSignal): Promise<{ id: string; state: string; inUse: boolean }[]>;
+}
+
+/** Mounts a device's file system read-only; never on the caller's event loop. */
+export interface ImageMounter {
+  /** Makes `target` if missing. */
+  mount(request: { devicePath: string; target: string }, signal: AbortSignal): Promise<{ fsType: string; loopDevice?: string }>;
+  /** Detaches; not mounted is no error. */
+  unmount(target: string, signal: AbortSignal): Promise<void>;
+  isMounted(target: string): Promise<boolean>;
+}
+
+/** The registry, as far as a pull needs it. */
+export interface ImageResolver {
+  /** Where a reference's blobs lie. Errors: InvalidArgument. */
+  parseReference(reference: string): { host: string; repository: string };
+  /**
+   * Fetches a manifest (or index) by digest if one is given, else by the reference's tag. The bytes match the returned digest.
+   * At most MAX_MANIFEST_BYTES. Errors: NotFound, Unauthenticated, PermissionDenied, Unavailable, DataLoss.
+   */
+  resolveManifest(
+    reference: string,
+    digest: string | undefined,
+    signal: AbortSignal,
+  ): Promise<{ manifestBytes: Uint8Array; digest: string; mediaType: string }>;
+}

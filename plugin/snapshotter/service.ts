@@ -1,0 +1,145 @@
+/** The snapshotter's public door: opens everything it owns, puts the disk and the database in agreement, serves, and ends in order. */
+import path from 'node:path';
+import { type Database, openDatabase } from '../../db/database.ts';
+import { type EventRow, EventStore } from '../../db/event-store.ts';
+import { type ResolutionRow, ResolutionStore } from '../../db/resolution-store.ts';
+import { SnapshotStore } from '../../db/snapshot-store.ts';
+import { describeError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import { DeviceManager } from './device-manager.ts';
+import { SnapshotDirectories } from './directories.ts';
+import { Snapshots } from './gen/containerd/services/snapshots/v1/snapshots_pb.ts';
+import { serviceDefinitionOf } from './grpc-adapter.ts';
+import { snapshotsService } from './grpc-service.ts';
+import { ImageDecider } from './image-decider.ts';
+import { overlayOptions } from './overlay-support.ts';
+import type { BlockDevices, ImageMounter, ImageResolver } from './ports.ts';
+import { reconcileDirectories } from './reconcile.ts';
+import { resolveRemoteLayer } from './remote-layer.ts';
+import { Snapshotter } from './snapshotter.ts';
+import { serveOnSocket } from './unix-server.ts';
+import { UsageMeter } from './usage-meter.ts';
+import { wallTimeUs } from './wall-time.ts';
+
+export type { BlockDevices, ImageMounter, ImageResolver } from './ports.ts';
+
+/** Garbage and unused devices that an earlier attempt could not remove are looked for this often. */
+const HOUSEKEEPING_MS = 60_000;
+
+export interface SnapshotterOptions {
+  /** Holds snapshots and mount points; containerd's plugin directory, so that kubelet accounts its file system. */
+  rootDir: string;
+  socketPath: string;
+  /** Prepare, View and Mounts answer within this, in milliseconds. */
+  prepareDeadlineMs: number;
+  /** Manifest and layer checks of a pull may take this, in milliseconds; then the pull is ordinary. Less than the above. */
+  resolveDeadlineMs: number;
+  /** Added to every overlay mount, `volatile` for example. */
+  mountOptions: readonly string[];
+  /** Turn user-namespace labels into idmapped mounts. */
+  remapIds: boolean;
+  /** How long an unused device stays open, in milliseconds. */
+  closeDelayMs?: number;
+}
+
+export interface SnapshotterDependencies {
+  devices: BlockDevices;
+  mounter: ImageMounter;
+  resolver: ImageResolver;
+  logger: Logger;
+}
+
+/** A layer of which only labels are known gets less time: the manifest has had its chance. */
+const LABELS_DEADLINE_MS = 5_000;
+
+export interface SnapshotterService extends AsyncDisposable {
+  /** Ends in order. With `unmount` images are taken down, used or not; else containers keep them. */
+  stop(options: { unmount: boolean }): Promise<void>;
+  readonly snapshotter: Snapshotter;
+  readonly database: Database;
+  /** How images were resolved, newest first. */
+  resolutions(limit: number): ResolutionRow[];
+  /** What happened, newest first; of one image or snapshot if named. */
+  events(limit: number, subject?: string): EventRow[];
+}
+
+/** Opens and serves. Errors: those of openDatabase, SnapshotDirectories and serveOnSocket. The data plane may be away. */
+export async function startSnapshotter(options: SnapshotterOptions, dependencies: SnapshotterDependencies): Promise<SnapshotterService> {
+  const { devices: blockDevices, mounter, resolver, logger } = dependencies;
+  const directories = new SnapshotDirectories(options.rootDir, logger);
+  const database = openDatabase(path.join(options.rootDir, 'sidecar.db'));
+  const snapshots = new SnapshotStore(database);
+  const resolutions = new ResolutionStore(database);
+  const events = new EventStore(database);
+  const devices = new DeviceManager({
+    devices: blockDevices,
+    mounter,
+    directories,
+    isUsed: (id) => snapshots.isDeviceUsed(id),
+    logger,
+    openDeadlineMs: options.prepareDeadlineMs,
+    ...(options.closeDelayMs === undefined ? {} : { closeDelayMs: options.closeDelayMs }),
+  });
+  const decider = new ImageDecider({
+    resolver,
+    devices: blockDevices,
+    snapshots,
+    resolutions,
+    logger,
+    deadlineMs: options.resolveDeadlineMs,
+    onDecided: ({ image, lazyLayers, totalLayers, reason }) => {
+      const message = `${lazyLayers.length} of ${totalLayers} layers are lazy${reason === null ? '' : `: ${reason}`}`;
+      events.append({ atUs: wallTimeUs(), type: 'image-resolved', subject: image, message });
+    },
+  });
+  const snapshotter = new Snapshotter({
+    database,
+    snapshots,
+    events,
+    directories,
+    devices,
+    usage: new UsageMeter(),
+    logger,
+    overlayOptions: [...(await overlayOptions()), ...options.mountOptions],
+    remapIds: options.remapIds,
+    prepareDeadlineMs: options.prepareDeadlineMs,
+    resolveRemote: (pull, layer, below) => resolveRemoteLayer(pull, layer, below, { decider, resolver, deadlineMs: LABELS_DEADLINE_MS }),
+  });
+  try {
+    await reconcileDirectories({ snapshots, events, directories, logger });
+    const server = await serveOnSocket(options.socketPath, [
+      { definition: serviceDefinitionOf(Snapshots), implementation: snapshotsService(snapshotter, logger) },
+    ]);
+    let housekeeping: Promise<void> | undefined;
+    const keepHouse = (): void => {
+      housekeeping ??= snapshotter
+        .cleanup()
+        .catch((error: unknown) => logger.warn({ reason: describeError(error) }, 'housekeeping failed; tried again in a minute'))
+        .finally(() => {
+          housekeeping = undefined;
+        });
+    };
+    const timer = setInterval(keepHouse, HOUSEKEEPING_MS);
+    timer.unref();
+    keepHouse();
+    const stop = async ({ unmount }: { unmount: boolean }): Promise<void> => {
+      clearInterval(timer);
+      await server[Symbol.asyncDispose]();
+      if (unmount) await devices.unmountAll();
+      await devices.stop();
+      await housekeeping;
+      database[Symbol.dispose]();
+    };
+    return {
+      stop,
+      snapshotter,
+      database,
+      resolutions: (limit) => resolutions.list(limit),
+      events: (limit, subject) => events.list(limit, subject),
+      [Symbol.asyncDispose]: () => stop({ unmount: false }),
+    };
+  } catch (error) {
+    database[Symbol.dispose]();
+    throw error;
+  }
+}
