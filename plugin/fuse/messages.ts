@@ -1,0 +1,45 @@
+/** What the threads of the data plane say to each other. Everything here survives structured cloning; big tables are shared memory. */
+import type { DeviceTables } from '../file/device-file.ts';
+import type { SharedBlob } from '../file/store/blob-file.ts';
+
+/** What a worker needs to start. */
+export interface WorkerStart {
+  epollFd: number;
+  /** Int32: [0] 1 = stop, [1] count of messages posted to the workers. */
+  control: SharedArrayBuffer;
+  /** Float64, see {@link STAT}; one array a worker. */
+  stats: SharedArrayBuffer;
+  maxBackground: number;
+}
+
+export const CONTROL = { STOP: 0, MAIL: 1 } as const;
+/** BUSY_SINCE: monotonic milliseconds since the worker took its present request, 0 when it waits. */
+export const STAT = { BUSY_SINCE: 0, REQUESTS: 1, READS: 2, MISSES: 3, BYTES: 4, COUNT: 5 } as const;
+
+/** To a worker. A slot names one device in this process and is never used twice. */
+export type ToWorker =
+  | { type: 'add'; slot: number; fd: number; tables: DeviceTables; blobs: SharedBlob[] }
+  | { type: 'remove'; slot: number };
+
+export interface MissedRead {
+  type: 'miss';
+  slot: number;
+  /** The request's `unique`, as two halves, to be echoed. */
+  uniqueLow: number;
+  uniqueHigh: number;
+  offsetBytes: number;
+  lengthBytes: number;
+  ranges: { blobId: number; offsetBytes: number; lengthBytes: number }[];
+}
+
+/** From a worker. */
+export type FromWorker =
+  | MissedRead
+  /** The reader gave up (a signal): the miss with this `unique` wants its answer now. */
+  | { type: 'interrupt'; slot: number; uniqueLow: number; uniqueHigh: number }
+  /** A reader came to the marked unit of a read-ahead window. */
+  | { type: 'readAhead'; slot: number; blobId: number; offsetBytes: number }
+  /** The kernel released the connection: no user is left. */
+  | { type: 'gone'; slot: number }
+  /** Answer to `remove`: this worker will not touch the slot's descriptors again. */
+  | { type: 'removed'; slot: number };

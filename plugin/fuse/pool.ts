@@ -1,0 +1,153 @@
+/**
+ * The worker threads and the devices they serve, as seen from the main thread.
+ *
+ *   kernel ──► /dev/fuse descriptors ──► one epoll set ──► any free worker ──► answer
+ *                                                               └─ miss ──► main thread ──► fetch ──► answer from here
+ */
+import path from 'node:path';
+import { Worker } from 'node:worker_threads';
+import type { DeviceTables } from '../file/device-file.ts';
+import type { SharedBlob } from '../file/store/blob-file.ts';
+import { addToEpoll, createEpoll, removeFromEpoll } from '../kernel/epoll.ts';
+import { lastErrno, libc, systemCallError } from '../kernel/libc.ts';
+import { CONTROL, type FromWorker, STAT, type ToWorker, type WorkerStart } from './messages.ts';
+import { OUT_HEADER_BYTES, resendNotification } from './protocol.ts';
+
+const WORKER = path.join(import.meta.dirname, `worker${path.extname(import.meta.filename)}`);
+
+export interface PoolStats {
+  requests: number;
+  reads: number;
+  misses: number;
+  bytes: number;
+}
+
+export interface FusePoolOptions {
+  /** Threads; 1 … 64. */
+  workers: number;
+  /** Background requests in flight per device before the kernel queues. */
+  maxBackground: number;
+  onMessage(message: FromWorker): void;
+  /** A worker died of a broken invariant: the process should end and be replaced. */
+  onFailure(error: Error): void;
+}
+
+export class FusePool {
+  private readonly epollFd = createEpoll();
+  private readonly control = new Int32Array(new SharedArrayBuffer(8));
+  private readonly stats: Float64Array[] = [];
+  private readonly workers: Worker[] = [];
+  private readonly descriptors = new Map<number, number>();
+  private readonly exits: Promise<void>[] = [];
+  private readonly removals = new Map<number, { left: number; resolve: () => void }>();
+  private readonly options: FusePoolOptions;
+  private nextSlot = 1;
+
+  constructor(options: FusePoolOptions) {
+    this.options = options;
+    for (let i = 0; i < options.workers; i += 1) {
+      const stats = new SharedArrayBuffer(STAT.COUNT * 8);
+      const start: WorkerStart = {
+        epollFd: this.epollFd,
+        control: this.control.buffer as SharedArrayBuffer,
+        stats,
+        maxBackground: options.maxBackground,
+      };
+      const worker = new Worker(WORKER, { workerData: start, resourceLimits: { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 4 } });
+      worker.on('message', (message: FromWorker) => this.receive(message));
+      worker.on('error', (error) => options.onFailure(error instanceof Error ? error : new Error(String(error))));
+      this.exits.push(new Promise((resolve) => worker.once('exit', () => resolve())));
+      this.workers.push(worker);
+      this.stats.push(new Float64Array(stats));
+    }
+  }
+
+  /**
+   * Serves a connection. With `isTakenOver`, the kernel is first told to repeat what a dead predecessor had taken; it must not have
+   * been served by this process before. Returns the slot.
+   */
+  add(fd: number, tables: DeviceTables, blobs: SharedBlob[], options: { isTakenOver: boolean }): number {
+    const slot = this.nextSlot++;
+    this.descriptors.set(slot, fd);
+    this.tell({ type: 'add', slot, fd, tables, blobs });
+    if (options.isTakenOver) {
+      // A kernel before 6.9 answers EINVAL, and then the reads that the predecessor took are lost; the README names the version.
+      const message = resendNotification();
+      libc.write(fd, message, message.length);
+    }
+    addToEpoll(this.epollFd, fd, slot);
+    return slot;
+  }
+
+  /**
+   * Stops serving and closes this process's descriptor. Resolves when no worker will touch the slot again: only then may the
+   * descriptors of its blobs be closed, because a number that is used again would be read as if it were the old file.
+   */
+  async remove(slot: number): Promise<void> {
+    const fd = this.descriptors.get(slot);
+    if (fd === undefined) return;
+    this.descriptors.delete(slot);
+    removeFromEpoll(this.epollFd, fd);
+    await new Promise<void>((resolve) => {
+      this.removals.set(slot, { left: this.workers.length, resolve });
+      this.tell({ type: 'remove', slot });
+    });
+    libc.close(fd);
+  }
+
+  private receive(message: FromWorker): void {
+    if (message.type !== 'removed') {
+      this.options.onMessage(message);
+      return;
+    }
+    const removal = this.removals.get(message.slot);
+    if (removal === undefined) return;
+    removal.left -= 1;
+    if (removal.left > 0) return;
+    this.removals.delete(message.slot);
+    removal.resolve();
+  }
+
+  /**
+   * Answers a read that a worker handed over. `answer` has room for the header in front: data begins at {@link OUT_HEADER_BYTES}.
+   * Returns false when the reader is gone.
+   */
+  answer(slot: number, unique: { low: number; high: number }, errno: number, answer: Buffer, lengthBytes: number): boolean {
+    const fd = this.descriptors.get(slot);
+    if (fd === undefined) return false;
+    const total = OUT_HEADER_BYTES + (errno === 0 ? lengthBytes : 0);
+    answer.writeUInt32LE(total, 0);
+    answer.writeInt32LE(-errno, 4);
+    answer.writeUInt32LE(unique.low, 8);
+    answer.writeUInt32LE(unique.high, 12);
+    return libc.write(fd, answer.subarray(0, total), total) === total;
+  }
+
+  totals(): PoolStats {
+    const sum = (at: number): number => this.stats.reduce((total, stats) => total + stats[at]!, 0);
+    return { requests: sum(STAT.REQUESTS), reads: sum(STAT.READS), misses: sum(STAT.MISSES), bytes: sum(STAT.BYTES) };
+  }
+
+  /** How long the slowest worker has been at its present request, milliseconds. */
+  longestBusyMs(): number {
+    const now = performance.now() + performance.timeOrigin;
+    let longest = 0;
+    for (const stats of this.stats) {
+      const since = stats[STAT.BUSY_SINCE]!;
+      if (since > 0) longest = Math.max(longest, now - since);
+    }
+    return longest;
+  }
+
+  /** Ends the workers; the descriptors stay open until the process ends. */
+  async close(): Promise<void> {
+    Atomics.store(this.control, CONTROL.STOP, 1);
+    await Promise.all(this.exits);
+    if (libc.close(this.epollFd) < 0) throw systemCallError('close', 'epoll set', lastErrno());
+  }
+
+  private tell(message: ToWorker): void {
+    for (const worker of this.workers) worker.postMessage(message);
+    Atomics.add(this.control, CONTROL.MAIL, 1);
+  }
+}
