@@ -29,6 +29,7 @@ function run([verb, file, config, version, cri]: readonly string[]): number {
       socket: snapshotter.socket,
       root: paths.root,
       isCri: cri === 'CRI',
+      mayRemapIds: snapshotter.remapIds,
       newFileVersion: version === '3' ? 3 : 2,
     });
     for (const notice of notices) process.stderr.write(`notice: ${notice}\n`);

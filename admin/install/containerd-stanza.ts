@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { parse, TomlError } from 'smol-toml';
 import { AppError } from '../../plugin/base/errors.ts';
-import { applySettings, removeSettings, type TomlSetting, type TomlTable, valueAt } from './toml-edit.ts';
+import { applySettings, isSame, removeSettings, type TomlSetting, type TomlTable, valueAt } from './toml-edit.ts';
 
 export interface StanzaOptions {
   /** The snapshotter's socket. */
@@ -15,6 +15,8 @@ export interface StanzaOptions {
   root: string;
   /** Whether CRI (Kubernetes) uses the snapshotter by default. */
   isCri: boolean;
+  /** Tells containerd (2.x; older ones do not read it) that the snapshotter maps user ids. */
+  mayRemapIds: boolean;
   /** Version of a file that is made new: 2 for containerd 1.x, 3 for 2.x. */
   newFileVersion: 2 | 3;
 }
@@ -57,6 +59,7 @@ function settingsFor(version: number, options: StanzaOptions): TomlSetting[] {
     { table: proxy, key: 'address', value: options.socket },
     { table: proxy, key: 'type', value: 'snapshot' },
   ];
+  if (options.mayRemapIds) settings.push({ table: proxy, key: 'capabilities', value: ['remap-ids'] });
   if (options.isCri) {
     const table = CRI_TABLE[version]!;
     settings.push({ table, key: 'disable_snapshot_annotations', value: false }, { table, key: 'snapshotter', value: NAME });
@@ -81,7 +84,7 @@ function checkImports(document: TomlTable, file: string, settings: readonly Toml
     const other = parsed(fs.readFileSync(imported, 'utf8'), imported);
     for (const { table, key, value } of settings) {
       const there = valueAt(other, [...table, key]);
-      if (there === undefined || there === value) continue;
+      if (there === undefined || isSame(there, value)) continue;
       if (table[0] === 'proxy_plugins') {
         throw refuse(
           imported,

@@ -18,14 +18,15 @@ const END_MARK = '#overlaybd-sidecar-end';
 /** On the begin mark when the file did not end in a line break before. */
 const NO_BREAK = ' (no line break before)';
 
-export type TomlScalar = string | boolean | number;
+/** What can be set: scalars, and lists of text. */
+export type TomlValue = string | boolean | number | readonly string[];
 export type TomlTable = { [key: string]: unknown };
 
 /** One value to set: the table's path, the key in it, and the value. */
 export interface TomlSetting {
   table: readonly string[];
   key: string;
-  value: TomlScalar;
+  value: TomlValue;
 }
 
 function parses(text: string): boolean {
@@ -125,7 +126,7 @@ function setOne(lines: string[], setting: TomlSetting, appended: string[]): void
  */
 export function applySettings(text: string, settings: readonly TomlSetting[]): string | undefined {
   const before = parse(text);
-  const missing = settings.filter(({ table, key, value }) => valueAt(before, [...table, key]) !== value);
+  const missing = settings.filter(({ table, key, value }) => !isSame(valueAt(before, [...table, key]), value));
   if (missing.length === 0) return text;
   const hasBreak = text === '' || text.endsWith('\n');
   const lines = text.split('\n');
@@ -141,6 +142,11 @@ export function applySettings(text: string, settings: readonly TomlSetting[]): s
   return parses(result) && isExactly(parse(result), before, missing) && removeSettings(result) === text ? result : undefined;
 }
 
+/** True when a parsed value is what a setting asks for. */
+export function isSame(there: unknown, value: TomlValue): boolean {
+  return JSON.stringify(there) === JSON.stringify(value);
+}
+
 function isExactly(after: TomlTable, before: TomlTable, settings: readonly TomlSetting[]): boolean {
   const expected = structuredClone(before);
   for (const { table, key, value } of settings) {
@@ -151,7 +157,7 @@ function isExactly(after: TomlTable, before: TomlTable, settings: readonly TomlS
       if (typeof next !== 'object' || next === null) return false;
       target = next as TomlTable;
     }
-    target[key] = value;
+    target[key] = typeof value === 'object' ? [...value] : value;
   }
   return canonical(after) === canonical(expected);
 }

@@ -259,25 +259,39 @@ export function optionalAddress(o: { reason: string }): Option<string | undefine
   };
 }
 
-/** A list of registry hosts (`registry.example:5000`). */
-export function hosts(o: { maxCount: number; reason: string }): Option<readonly string[]> {
+interface ListOf {
+  maxCount: number;
+  reason: string;
+}
+
+function list(o: ListOf, what: string, unit: string, problemOf: (entry: unknown) => string | undefined): Option<readonly string[]> {
   const schema = z.unknown().transform((input, context): readonly string[] => {
     const problem = !Array.isArray(input)
-      ? `${shown(input)} is not a list of hosts`
+      ? `${shown(input)} is not a list of ${what}`
       : input.length > o.maxCount
         ? `${input.length} entries are more than ${o.maxCount}`
-        : input.map((entry) => hostProblem(entry, false)).find((found) => found !== undefined);
+        : input.map(problemOf).find((found) => found !== undefined);
     if (problem === undefined) return input as string[];
     context.addIssue({ code: 'custom', message: problem });
     return z.NEVER;
   });
-  return {
-    unit: 'list of host[:port]',
-    fallback: [],
-    fallbackText: '[]',
-    range: `0 – ${o.maxCount} entries`,
-    reason: o.reason,
-    schema,
-    isDuration: false,
-  };
+  const range = `0 – ${o.maxCount} entries`;
+  return { unit, fallback: [], fallbackText: '[]', range, reason: o.reason, schema, isDuration: false };
+}
+
+/** A list of registry hosts (`registry.example:5000`). */
+export function hosts(o: ListOf): Option<readonly string[]> {
+  return list(o, 'hosts', 'list of host[:port]', (entry) => hostProblem(entry, false));
+}
+
+const MOUNT_OPTION = /^[a-z_]{1,32}(?:=[A-Za-z0-9_.-]{1,64})?$/;
+/** What the snapshotter sets itself. */
+const OWN_MOUNT_OPTIONS = /^(?:lowerdir|upperdir|workdir|datadir|ro|rw)(?:=|$)/;
+
+/** Options of overlay mounts (`volatile`, `metacopy=on`). */
+export function mountOptions(o: ListOf): Option<readonly string[]> {
+  return list(o, 'mount options', 'list of options', (entry) => {
+    if (typeof entry !== 'string' || !MOUNT_OPTION.test(entry)) return `${shown(entry)} is not name or name=value`;
+    return OWN_MOUNT_OPTIONS.test(entry) ? `${shown(entry)} is set by the snapshotter itself` : undefined;
+  });
 }

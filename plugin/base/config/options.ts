@@ -4,7 +4,7 @@
  */
 import { FETCH_UNIT_BYTES, MISS_PATIENCE_MS } from '../limits.ts';
 import { GIB, MIB } from '../units.ts';
-import { bytes, choice, duration, flag, hosts, integer, optionalAddress, optionalPath, path, socketPath } from './option.ts';
+import { bytes, choice, duration, flag, hosts, integer, mountOptions, optionalAddress, optionalPath, path, socketPath } from './option.ts';
 
 const SECOND = 1000;
 const MINUTE = 60 * SECOND;
@@ -35,6 +35,16 @@ export const SECTION_OPTIONS = {
       min: 1 * SECOND,
       max: 10 * MINUTE,
       reason: 'A Prepare that needs the registry gives up with UNAVAILABLE after this; kubelet tries again',
+    }),
+    mount_options: mountOptions({
+      maxCount: 16,
+      reason:
+        'Added to every overlay mount, as the option of the same name of the overlayfs snapshotter: "volatile" skips syncs of the upper directory',
+    }),
+    remap_ids: flag({
+      default: false,
+      reason:
+        'Containers in user namespaces get idmapped mounts instead of copies; needs kernel 5.19 and containerd 2 (install.sh then adds the capability to the stanza)',
     }),
   },
   blockd: {

@@ -51,7 +51,7 @@ function importsOf(text: string): Import[] {
     /(?:^|[;\s}])(?:import|export)\s[^'"`;]*?\bfrom\s*['"]([^'"]+)['"]|(?:^|[;\s])import\s*['"]([^'"]+)['"]|\bimport\s*\(\s*['"`]([^'"`]+)['"`]/g;
   return [...code.matchAll(pattern)].map((match) => ({
     specifier: match[1] ?? match[2] ?? match[3] ?? '',
-    line: code.slice(0, match.index).split('\n').length,
+    line: code.slice(0, match.index + match[0].search(/import|export/)).split('\n').length,
   }));
 }
 

@@ -11,7 +11,13 @@ const directory = mkdtempSync(join(tmpdir(), 'obd-stanza-'));
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
 
 const config = loadConfig();
-const OPTIONS: StanzaOptions = { socket: config.snapshotter.socket, root: config.paths.root, isCri: true, newFileVersion: 2 };
+const OPTIONS: StanzaOptions = {
+  socket: config.snapshotter.socket,
+  root: config.paths.root,
+  isCri: true,
+  mayRemapIds: false,
+  newFileVersion: 2,
+};
 const CRI2 = 'plugins."io.containerd.grpc.v1.cri"';
 
 const FILES: Record<string, string> = {
@@ -71,6 +77,13 @@ describe('containerd stanza', () => {
 
   it('leaves CRI alone when told so', () => {
     expect(addStanza('version = 2\n', 'c', { ...OPTIONS, isCri: false }).text).not.toContain('snapshotter =');
+  });
+
+  it('tells containerd of id mapping when the configuration has it, and takes that back too', () => {
+    const { text } = addStanza('version = 3\n', 'c', { ...OPTIONS, mayRemapIds: true });
+    expect(valueAt(parse(text), ['proxy_plugins', 'overlaybd', 'capabilities'])).toEqual(['remap-ids']);
+    expect(addStanza(text, 'c', { ...OPTIONS, mayRemapIds: true }).text).toBe(text);
+    expect(removeStanza(text)).toBe('version = 3\n');
   });
 
   it.each([

@@ -23,7 +23,12 @@ describe('parseConfig', () => {
   it('gives every default for an empty file, socket paths made absolute', () => {
     const config = parseConfig('', 'x.toml');
     expect(config.store.budgetBytes).toBe(50 * 2 ** 30);
-    expect(config.snapshotter).toEqual({ socket: '/run/overlaybd-sidecar/snapshotter.sock', prepareDeadlineMs: 30_000 });
+    expect(config.snapshotter).toEqual({
+      socket: '/run/overlaybd-sidecar/snapshotter.sock',
+      prepareDeadlineMs: 30_000,
+      mountOptions: [],
+      remapIds: false,
+    });
     expect(config.admin.tcpListen).toBeUndefined();
     expect(config.fetch.fill).toBe('off');
     expect(config.verify).toBe('transport');
@@ -68,6 +73,8 @@ describe('parseConfig', () => {
     ['[admin]\ntcp_listen = "127.example.com:80"\ntcp_token_file = "/t"', 'is not a loopback address'],
     ['[admin]\ntcp_listen = "127.0.0.1:99999"\ntcp_token_file = "/t"', 'port is outside 1 to 65535'],
     ['[registry]\nplain_http = ["a b"]', 'registry.plain_http: "a b" is not host or host:port'],
+    ['[snapshotter]\nmount_options = ["volatile", "upperdir=/x"]', 'snapshotter.mount_options: "upperdir=/x" is not name or name=value'],
+    ['[snapshotter]\nmount_options = ["lowerdir"]', 'snapshotter.mount_options: "lowerdir" is set by the snapshotter itself'],
     ['a = ', 'x.toml: line 1, column'],
   ])('refuses %j and names key, value and range', (text, message) => {
     expect(refusal(text)).toContain(message);
