@@ -1,0 +1,210 @@
+/**
+ * The product, started from source in a scratch directory: `plugin/keeper/main.ts` with a configuration of its own. Processes are found
+ * by that configuration's path and killed by pid; disposing checks that no process, mount or loop device is left. Ours.
+ */
+import { existsSync } from 'node:fs';
+import { connect } from 'node:net';
+import { join, resolve } from 'node:path';
+import { stringify } from 'smol-toml';
+import { loopsUnder, mountsUnder } from './mounts.ts';
+import { allProcesses, Daemon, descendantsOf, killPid, type ProcessInfo, processInfo, run } from './process.ts';
+import { Scratch } from './scratch.ts';
+import { waitFor } from './wait.ts';
+
+const REPOSITORY = resolve(import.meta.dirname, '../..');
+
+export type SidecarProcess = 'keeper' | 'blockd' | 'sidecar';
+
+/** The script of each process, as it stands in its arguments. */
+const SCRIPTS: Readonly<Record<SidecarProcess, string>> = {
+  keeper: '/plugin/keeper/main.ts',
+  blockd: '/plugin/blockd/main.ts',
+  sidecar: '/plugin/main.ts',
+};
+
+/** Sections and keys of the configuration file; laid over the harness's own. */
+export type SidecarConfig = Readonly<Record<string, Readonly<Record<string, string | number | boolean | string[]>> | string>>;
+
+export interface SidecarOptions {
+  config?: SidecarConfig;
+  env?: Readonly<Record<string, string>>;
+  /** Milliseconds until both sockets must answer. */
+  readyMs?: number;
+}
+
+export class Sidecar implements AsyncDisposable {
+  readonly root: string;
+  readonly run: string;
+  readonly snapshotterSocket: string;
+  readonly adminSocket: string;
+  readonly configPath: string;
+  readonly logPath: string;
+  private readonly scratch: Scratch;
+  private readonly options: SidecarOptions;
+  private daemon: Daemon | undefined;
+
+  private constructor(scratch: Scratch, options: SidecarOptions) {
+    this.scratch = scratch;
+    this.options = options;
+    this.root = scratch.join('root');
+    this.run = scratch.join('run');
+    this.snapshotterSocket = join(this.run, 'snapshotter.sock');
+    this.adminSocket = join(this.run, 'admin.sock');
+    this.configPath = scratch.join('config.toml');
+    this.logPath = scratch.join('sidecar.log');
+  }
+
+  /** Starts the three processes and waits until both sockets take connections. */
+  static async start(options: SidecarOptions = {}): Promise<Sidecar> {
+    const sidecar = new Sidecar(await Scratch.create('sc'), options);
+    try {
+      await sidecar.writeConfig(options.config ?? {});
+      await sidecar.startAgain();
+      return sidecar;
+    } catch (error) {
+      await sidecar[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** Replaces the configuration file; read by processes that start afterwards. */
+  async writeConfig(config: SidecarConfig): Promise<void> {
+    const own: SidecarConfig = {
+      paths: { root: await this.scratch.dir('root'), run: await this.scratch.dir('run') },
+      registry: { hosts_dir: await this.scratch.dir('certs.d') },
+      log: { level: 'debug' },
+    };
+    const merged: Record<string, unknown> = {};
+    for (const [key, value] of [...Object.entries(own), ...Object.entries(config)]) {
+      merged[key] = typeof value === 'string' ? value : { ...((merged[key] ?? {}) as object), ...value };
+    }
+    await this.scratch.file('config.toml', stringify(merged));
+  }
+
+  /** Starts the keeper again after {@link stop} or its death. */
+  async startAgain(): Promise<void> {
+    if (this.daemon !== undefined && this.daemon.endedHow === undefined) return;
+    const { NOTIFY_SOCKET: _, ...env } = process.env;
+    const daemon = await Daemon.start({
+      name: 'overlaybd-sidecar',
+      command: process.execPath,
+      args: [join(REPOSITORY, SCRIPTS.keeper), '--config', this.configPath],
+      cwd: this.scratch.path,
+      env: { ...env, ...this.options.env },
+      logPath: this.logPath,
+    });
+    this.daemon = daemon;
+    await daemon.waitReady('both sockets to take connections', () => this.answers(), this.options.readyMs ?? 60_000);
+  }
+
+  /** True when the snapshotter's and the admin API's sockets take connections. */
+  async answers(): Promise<boolean> {
+    return (await takesConnections(this.snapshotterSocket)) && (await takesConnections(this.adminSocket));
+  }
+
+  /** All processes of this instance that live now, found by the configuration's path. */
+  processes(): ProcessInfo[] {
+    return allProcesses().filter((p) => p.args.includes(this.configPath) && p.state !== 'Z');
+  }
+
+  /** The pid of one of the three, or undefined while it is not there. */
+  pidOf(name: SidecarProcess): number | undefined {
+    return this.processes().find((p) => p.args.some((a) => a.endsWith(SCRIPTS[name])))?.pid;
+  }
+
+  /** Waits until the process is there, other than `notPid`; returns its pid. */
+  waitProcess(name: SidecarProcess, notPid?: number, timeoutMs = 10_000): Promise<number> {
+    const look = (): number | undefined => {
+      const pid = this.pidOf(name);
+      return pid === notPid ? undefined : pid;
+    };
+    return waitFor(look, { what: `${name} to run`, timeoutMs, details: () => this.logTail() });
+  }
+
+  /** Sends SIGKILL to one of the three; returns the pid that it had. The keeper starts a child again by itself. */
+  async kill(name: SidecarProcess): Promise<number> {
+    const pid = await this.waitProcess(name);
+    await killPid(pid);
+    return pid;
+  }
+
+  /** Sends a signal to one of the three: SIGSTOP to hang it, SIGHUP to the keeper for an upgrade. */
+  async signal(name: SidecarProcess, signal: NodeJS.Signals): Promise<number> {
+    const pid = await this.waitProcess(name);
+    process.kill(pid, signal);
+    return pid;
+  }
+
+  /** One request of the admin API through its socket, by curl as people do it; returns the body. */
+  async admin(method: string, path: string, body?: unknown): Promise<string> {
+    const args = ['--silent', '--show-error', '--fail-with-body', '--max-time', '60', '--unix-socket', this.adminSocket, '-X', method];
+    if (body !== undefined) args.push('-H', 'content-type: application/json', '--data', JSON.stringify(body));
+    return (await run('curl', [...args, `http://localhost${path}`])).stdout;
+  }
+
+  /** Mounts and loop devices of this instance. */
+  leftovers(): string[] {
+    return [
+      ...mountsUnder(this.scratch.path).map((m) => `${m.fsType} mounted at ${m.mountPoint}`),
+      ...loopsUnder(this.scratch.path).map((l) => `${l.path} over ${l.backingFile}`),
+    ];
+  }
+
+  /**
+   * Ends the instance in order. SIGINT unmounts everything; SIGTERM does so only where no service manager keeps the descriptors. What has
+   * not gone within the deadline is killed, and that is an error.
+   */
+  async stop(signal: 'SIGINT' | 'SIGTERM' = 'SIGINT', timeoutMs = 60_000): Promise<void> {
+    const daemon = this.daemon;
+    this.daemon = undefined;
+    if (daemon !== undefined && daemon.endedHow === undefined) {
+      const how = await daemon.stop({ signal, timeoutMs });
+      if (how === 'signal SIGKILL') throw new Error(`the keeper did not end within ${timeoutMs} ms of ${signal}\n${daemon.logTail()}`);
+    }
+  }
+
+  /** Ends every process at once, as a power cut would; mounts stay. */
+  async killAll(): Promise<void> {
+    const keeper = this.pidOf('keeper');
+    // The keeper first: it would start the others again.
+    if (keeper !== undefined) {
+      const below = descendantsOf(keeper);
+      await killPid(keeper);
+      for (const p of below) await killPid(p.pid);
+    }
+    for (const p of this.processes()) if (processInfo(p.pid) !== undefined) await killPid(p.pid);
+    this.daemon = undefined;
+  }
+
+  logTail(lines = 60): string {
+    return this.daemon?.logTail(lines) ?? `(no process; see ${this.logPath})`;
+  }
+
+  /** Ends everything and cleans up; fails when something was left that the product should have taken away. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const failures: unknown[] = [];
+    const wasOrderly = this.daemon !== undefined && existsSync(this.adminSocket);
+    const tail = this.logTail();
+    await this.stop().catch((error: unknown) => failures.push(error));
+    const left = [...this.leftovers(), ...this.processes().map((p) => `process ${p.pid} ${p.args.join(' ')}`)];
+    await this.killAll();
+    await this.scratch[Symbol.asyncDispose]().catch((error: unknown) => {
+      // After a kill somebody else has to tidy up; after an orderly end nothing may be left.
+      if (wasOrderly) failures.push(error);
+    });
+    if (wasOrderly && left.length > 0) failures.push(new Error(`left after the end:\n${left.join('\n')}\n${tail}`));
+    if (failures.length > 0) throw new AggregateError(failures, 'the sidecar did not end cleanly');
+  }
+}
+
+function takesConnections(path: string): Promise<boolean> {
+  return new Promise((done) => {
+    const socket = connect(path);
+    socket.setTimeout(2_000, () => socket.destroy(new Error('no answer')));
+    socket.once('connect', () => {
+      socket.destroy();
+      done(true);
+    });
+    socket.once('error', () => done(false));
+  });
+}
