@@ -89,6 +89,26 @@ describe('install.sh', () => {
     expect(tree(root)).toEqual(before);
   });
 
+  it('compiles the sources when it is run in a checkout', () => {
+    const before = tree(root);
+    const result = run(join(repository, 'install.sh'), ['--root', root, '--dry-run']);
+    expect(result).toMatchObject({ code: 0, stderr: '' });
+    expect(result.stdout).toContain(`compile ${repository}\n`);
+    expect(result.stdout).toContain('would: install ');
+    expect(tree(root)).toEqual(before);
+  });
+
+  it('writes what containerd itself reads back as meant', () => {
+    expect(install().code).toBe(0);
+    const dump = run('containerd', ['-c', at('etc/containerd/config.toml'), 'config', 'dump']);
+    expect(dump.code).toBe(0);
+    expect(dump.stdout).toMatch(
+      /\[proxy_plugins\.overlaybd\]\s+type = "snapshot"\s+address = "\/run\/overlaybd-sidecar\/snapshotter\.sock"/,
+    );
+    expect(dump.stdout).toMatch(/disable_snapshot_annotations = false/);
+    expect(dump.stdout).toMatch(/snapshotter = "overlaybd"/);
+  });
+
   it('installs what runs by itself, a second run changes nothing, and --uninstall takes everything back', () => {
     const before = tree(root);
     const first = install();
