@@ -1,0 +1,210 @@
+/** Proves the behaviour of opened devices: rounds of fetching, odd reads, corrupt blocks, threads, refused descriptions. */
+import { Worker } from 'node:worker_threads';
+import { describe, expect, test } from 'vitest';
+import { AppError } from '../../../../plugin/base/errors.ts';
+import { blobsOf, createDeviceFile, DeviceOpener, tryOpenDevice } from '../../../../plugin/file/device-file.ts';
+import { MemoryFile, MissingList } from '../../../../plugin/file/file.ts';
+import { loadCodec } from '../../../../plugin/kernel/codecs.ts';
+import { type MemoryDevice, memoryDevice, openMemoryDevice, PartialFile, readWhole } from '../../../support/devices.ts';
+import { readFixture } from '../../../support/fixtures.ts';
+
+const codec = loadCodec();
+
+const turbo = (n: number) => ({
+  meta: readFixture(`turbo/tar/l${n}.ext4.fs.meta`),
+  target: readFixture(`oci/l${n}.tar.gz`),
+  gzipIndex: readFixture(`turbo/targz/l${n}.gzip.meta`),
+});
+const blobs = [1, 2, 3].map((n) => readFixture(`blob/l${n}.lz4-4k.tar`));
+
+function partialFiles(device: MemoryDevice): PartialFile[] {
+  return blobsOf(device.spec).map((blob, i) => new PartialFile(device.bytesByDigest.get(blob.digest)!, i));
+}
+
+function errorOf(run: () => unknown): AppError {
+  try {
+    run();
+  } catch (error) {
+    if (error instanceof AppError) return error;
+    throw error;
+  }
+  throw new Error('expected an error');
+}
+
+describe('opening', () => {
+  test('blobs are listed once each, in order of first use', () => {
+    const device = memoryDevice([blobs[0]!, turbo(1), blobs[0]!]);
+    const list = blobsOf(device.spec);
+    expect(list.length).toBe(4);
+    expect(new Set(list.map((blob) => blob.digest)).size).toBe(4);
+  });
+
+  test('needs few rounds, serves all layers in each, and asks only for what it needs', () => {
+    const device = memoryDevice([...blobs, turbo(2)]);
+    const files = partialFiles(device);
+    const opener = new DeviceOpener(device.spec, files, codec);
+    let rounds = 0;
+    for (;;) {
+      const missing = new MissingList();
+      const tables = opener.tryOpen(missing);
+      if (tables !== undefined) break;
+      rounds++;
+      expect(missing.ranges.length).toBeGreaterThan(0);
+      if (rounds === 1) expect(new Set(missing.ranges.map((range) => range.blobId)).size).toBe(5);
+      for (const range of missing.ranges) {
+        expect(range.offsetBytes + range.lengthBytes).toBeLessThanOrEqual(files[range.blobId]!.sizeBytes);
+        files[range.blobId]!.fetch(range.offsetBytes, range.lengthBytes);
+      }
+    }
+    expect(rounds).toBeLessThanOrEqual(4);
+  });
+
+  test('a read of a device that is not local names every missing range in one call', () => {
+    const device = memoryDevice([...blobs, turbo(3)]);
+    const { tables, file } = openMemoryDevice(device);
+    const files = partialFiles(device);
+    const partial = createDeviceFile(tables, files, codec);
+    const length = 8 * 1024 * 1024;
+    const wanted = Buffer.alloc(length);
+    file.readSync(0, length, wanted, 0, new MissingList());
+    const target = Buffer.alloc(length);
+    let rounds = 0;
+    for (; ; rounds++) {
+      const missing = new MissingList();
+      if (partial.readSync(0, length, target, 0, missing)) break;
+      for (const range of missing.ranges) files[range.blobId]!.fetch(range.offsetBytes, range.lengthBytes);
+    }
+    expect(rounds).toBe(1);
+    expect(target.equals(wanted)).toBe(true);
+  });
+
+  test('errors name layer, digest and place', () => {
+    const device = memoryDevice([blobs[0]!, readFixture('hostile/lsmt/moffset-7.lsmt')]);
+    const error = errorOf(() => openMemoryDevice(device));
+    expect(error.code).toBe('DataLoss');
+    expect(error.subject).toBe(blobsOf(device.spec)[1]!.digest);
+    expect(error.details).toMatchObject({ layerIndex: 1, blobIndex: 1, field: 'record moffset' });
+    expect(error.message).toContain('within 8..28');
+  });
+
+  test('a file whose size is not the described one is refused', () => {
+    const device = memoryDevice([blobs[0]!]);
+    const error = errorOf(() => tryOpenDevice(device.spec, [new MemoryFile(blobs[0]!.subarray(1))], codec, new MissingList()));
+    expect(error.code).toBe('FailedPrecondition');
+  });
+
+  test('255 layers work', () => {
+    const upper = readFixture('synth/b.lsmt');
+    const device = memoryDevice([readFixture('synth/a.lsmt'), ...Array.from({ length: 254 }, () => upper)]);
+    const expected = openMemoryDevice(memoryDevice([readFixture('synth/a.lsmt'), upper]));
+    expect(Buffer.from(readWhole(openMemoryDevice(device).file)).equals(readWhole(expected.file))).toBe(true);
+  });
+
+  test('full and index layers mix in one stack, a blob used twice included', () => {
+    const warp = { meta: readFixture('synth/warp.lsmt'), target: readFixture('synth/warp.target') };
+    const a = readFixture('synth/a.lsmt');
+    const top = readWhole(openMemoryDevice(memoryDevice([warp, a])).file);
+    const twice = openMemoryDevice(memoryDevice([a, warp, a]));
+    expect(twice.files.length).toBe(3);
+    expect(Buffer.from(readWhole(twice.file)).equals(top)).toBe(true);
+    // The topmost size wins: the small layer on top makes the device small.
+    expect(twice.tables.deviceSizeBytes).toBe(1048576);
+  });
+});
+
+describe('reading', () => {
+  test('any offset and length gives the same bytes as whole-device reads, in any encoding', () => {
+    for (const layers of [blobs, [1, 2, 3].map(turbo), [1, 2, 3].map((n) => readFixture(`zfile/l${n}.zstd-64k.zfile`))]) {
+      const { file } = openMemoryDevice(memoryDevice(layers));
+      const length = 4 * 1024 * 1024;
+      const whole = Buffer.alloc(length);
+      file.readSync(0, length, whole, 0, new MissingList());
+      const target = Buffer.alloc(200_000);
+      let state = 12345;
+      const random = (below: number): number => {
+        state = (state * 1103515245 + 12345) % 2147483648;
+        return state % below;
+      };
+      for (let i = 0; i < 1500; i++) {
+        const size = 1 + random(i % 10 === 0 ? 150_000 : 9000);
+        const offset = random(length - size);
+        const at = random(1000);
+        expect(file.readSync(offset, size, target, at, new MissingList())).toBe(true);
+        if (!target.subarray(at, at + size).equals(whole.subarray(offset, offset + size))) {
+          expect.fail(`${size} bytes at ${offset} differ`);
+        }
+      }
+    }
+  });
+
+  test('a corrupt block is an error with its stored range; its neighbours still read; the bytes repaired, it reads', () => {
+    const bytes = Buffer.from(blobs[0]!);
+    const { tables } = openMemoryDevice(memoryDevice([blobs[0]!]));
+    const file = createDeviceFile(tables, [new MemoryFile(bytes)], codec);
+    const { segments, sources } = tables;
+    const source = sources[0]!;
+    if (source.kind !== 'layer') throw new Error('a full layer');
+    // A byte in the stored form of the block that holds the second segment's first sector.
+    const block = Math.floor((segments.moffset[1]! * 512) / 4096);
+    const sizes = source.content.zfile!.jumpTable.sizes;
+    let position = 1536 + 512;
+    for (let i = 0; i < block; i++) position += sizes[i]!;
+    bytes[position + 3]! ^= 0x40;
+    const target = Buffer.alloc(4096);
+    const at = segments.lba[1]! * 512;
+    const error = errorOf(() => file.readSync(at, 512, target, 0, new MissingList()));
+    expect(error.code).toBe('DataLoss');
+    expect(error.details).toMatchObject({ blobIndex: 0, blobId: 0, offset: position, length: sizes[block] });
+    expect(file.readSync(segments.lba[0]! * 512, 512, target, 0, new MissingList())).toBe(true);
+    bytes[position + 3]! ^= 0x40;
+    expect(file.readSync(at, 512, target, 0, new MissingList())).toBe(true);
+  });
+
+  test('a corrupt gzip span is an error with its stored range', () => {
+    const layer = turbo(1);
+    const { tables } = openMemoryDevice(memoryDevice([layer]));
+    const damaged = Buffer.from(layer.target);
+    damaged.fill(0xff, 5000, 6000);
+    const files = [layer.meta, layer.gzipIndex, damaged].map((bytes) => new MemoryFile(bytes));
+    const file = createDeviceFile(tables, files, codec);
+    const error = errorOf(() => readWholeStart(file, 8 * 1024 * 1024));
+    expect(error.code).toBe('DataLoss');
+    expect(error.details).toMatchObject({ blobIndex: 2, blobId: 2 });
+    expect(error.details.length).toBeTypeOf('number');
+  });
+
+  test('tables posted to a worker thread share their memory and read the same bytes there', async () => {
+    const { tables, file } = openMemoryDevice(memoryDevice(blobs));
+    const source = `
+      import { parentPort, workerData } from 'node:worker_threads';
+      const { createDeviceFile } = await import(workerData.device);
+      const { MemoryFile, MissingList } = await import(workerData.file);
+      const { loadCodec } = await import(workerData.codecs);
+      const { tables, blobs } = workerData;
+      const device = createDeviceFile(tables, blobs.map((bytes) => new MemoryFile(bytes)), loadCodec());
+      const target = Buffer.alloc(1 << 20);
+      device.readSync(0, target.length, target, 0, new MissingList());
+      parentPort.postMessage({ target, shared: tables.segments.lba.buffer instanceof SharedArrayBuffer });
+    `;
+    const url = (path: string): string => new URL(`../../../../plugin/${path}`, import.meta.url).href;
+    const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), {
+      workerData: { tables, blobs, device: url('file/device-file.ts'), file: url('file/file.ts'), codecs: url('kernel/codecs.ts') },
+    });
+    const answer = await new Promise<{ target: Uint8Array; shared: boolean }>((resolve, reject) => {
+      worker.once('message', resolve);
+      worker.once('error', reject);
+    });
+    await worker.terminate();
+    const wanted = Buffer.alloc(1 << 20);
+    file.readSync(0, wanted.length, wanted, 0, new MissingList());
+    expect(answer.shared).toBe(true);
+    expect(Buffer.from(answer.target).equals(wanted)).toBe(true);
+  });
+});
+
+function readWholeStart(
+  file: { readSync: (o: number, l: number, t: Uint8Array, at: number, m: MissingList) => boolean },
+  length: number,
+): void {
+  file.readSync(0, length, Buffer.alloc(length), 0, new MissingList());
+}
