@@ -1,4 +1,5 @@
 /** What an accelerated snapshot records about its device: enough to build it without asking its parents or the registry. */
+import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { isDigest } from '../base/digest.ts';
 import { AppError } from '../base/errors.ts';
@@ -27,6 +28,12 @@ export function decodeAccelerated(text: string, key: string): Accelerated {
   throw new AppError('DataLoss', { op: 'read snapshot', subject: key, what: `its list of layers is malformed: ${parsed.error.message}` });
 }
 
+/**
+ * The device of a snapshot. Equal layers share one, with one exception: layers in local files die with their snapshots, so a device
+ * over them belongs to these files alone.
+ */
 export function deviceSpecOf(value: Accelerated): DeviceSpec {
-  return { version: 1, id: deviceIdOf(value.layers), image: value.image, layers: value.layers };
+  const files = value.layers.flatMap((layer) => (layer.kind === 'full' ? (layer.blob.localPath ?? []) : []));
+  const suffix = files.length === 0 ? '' : `-${createHash('sha256').update(files.join('\0')).digest('hex').slice(0, 16)}`;
+  return { version: 1, id: `${deviceIdOf(value.layers)}${suffix}`, image: value.image, layers: value.layers };
 }

@@ -1,0 +1,117 @@
+/** One device for all containers of an image; opened once, closed after the last, and a stuck image is nobody else's trouble. */
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { overlaybdLayer } from '../../../support/fake-image-resolver.ts';
+import { NEVER_ABORTED, SnapshotterHarness } from '../../../support/snapshotter-harness.ts';
+
+const A = 'r.example/team/a:1';
+const B = 'r.example/team/b:1';
+let harness: SnapshotterHarness;
+beforeEach(async () => {
+  harness = await SnapshotterHarness.open({ prepareDeadlineMs: 300 });
+});
+afterEach(async () => {
+  await harness[Symbol.asyncDispose]();
+});
+
+async function lazyImage(image: string): Promise<{ top: string }> {
+  const layers = [overlaybdLayer(image)];
+  return harness.pull(image, layers, { manifestDigest: harness.resolver.add(image, layers) });
+}
+
+const attaches = () => harness.devices.calls.filter((call) => call.startsWith('attach'));
+
+test('many containers and views at once make one mount; the device closes after the last is removed, not before', async () => {
+  const { top } = await lazyImage(A);
+  await Promise.all([
+    ...Array.from({ length: 20 }, (_, index) => harness.container(`c${index}`, top)),
+    harness.snapshotter.view('v', top, {}, NEVER_ABORTED),
+  ]);
+  expect(harness.mounter.mountCount).toBe(1);
+  expect(harness.devices.attached.size).toBe(1);
+  for (let index = 0; index < 20; index += 1) harness.snapshotter.remove(`c${index}`);
+  await harness.snapshotter.cleanup();
+  expect(harness.mounter.mounted.size).toBe(1);
+  harness.snapshotter.remove('v');
+  await vi.waitFor(() => expect(harness.devices.attached.size).toBe(0));
+  expect(harness.mounter.mounted.size).toBe(0);
+});
+
+test('a committed snapshot does not hold the device of its parent', async () => {
+  const { top } = await lazyImage(A);
+  await harness.container('c', top);
+  await harness.snapshotter.commit('committed', 'c', {}, NEVER_ABORTED);
+  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0));
+  await harness.container('d', 'committed');
+  expect(harness.mounter.mounted.size).toBe(1);
+});
+
+test('an image whose registry is silent fails in its deadline with UNAVAILABLE that names it; another image starts meanwhile; later it works', async () => {
+  const stuck = await lazyImage(A);
+  const fine = await lazyImage(B);
+  const id = [...(await deviceIds(stuck.top))][0]!;
+  const gate = Promise.withResolvers<void>();
+  harness.devices.gates.set(id, gate.promise);
+  const failing = harness.container('a', stuck.top);
+  await expect(harness.container('b', fine.top)).resolves.toHaveLength(1);
+  await expect(failing).rejects.toMatchObject({ code: 'Unavailable', message: expect.stringContaining(A) });
+  expect(() => harness.snapshotter.stat('a')).toThrowError(expect.objectContaining({ code: 'NotFound' }));
+  harness.devices.gates.clear();
+  gate.resolve();
+  await expect(harness.container('a', stuck.top)).resolves.toHaveLength(1);
+});
+
+/** Opens and closes a container to learn the device's id. */
+async function deviceIds(top: string): Promise<string[]> {
+  await harness.container('probe', top);
+  const ids = [...harness.devices.attached.keys()];
+  harness.snapshotter.remove('probe');
+  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0));
+  return ids;
+}
+
+test('after a reboot (no mounts, no devices) Mounts brings the image back; after a restart of the process alone it is still there', async () => {
+  const { top } = await lazyImage(A);
+  const before = await harness.snapshotter.prepare('c', top, {}, NEVER_ABORTED);
+  await harness.restart();
+  expect(harness.mounter.mounted.size).toBe(1);
+  harness.mounter.mounted.clear();
+  harness.devices.attached.clear();
+  await harness.restart();
+  expect(await harness.snapshotter.mounts('c', NEVER_ABORTED)).toEqual(before);
+  expect(harness.mounter.mounted.size).toBe(1);
+  expect(harness.devices.attached.size).toBe(1);
+});
+
+test('devices and mounts that nobody uses are closed at the start, once blockd can be asked', async () => {
+  const { top } = await lazyImage(A);
+  await harness.container('c', top);
+  await harness.service[Symbol.asyncDispose]();
+  harness.devices.attached.set('left-over', [...harness.devices.attached.values()][0]!);
+  await harness.start();
+  await vi.waitFor(() => expect(harness.devices.attached.has('left-over')).toBe(false));
+  expect(harness.devices.attached.size).toBe(1);
+});
+
+test('with blockd away what is mounted goes on, and what is not fails clearly', async () => {
+  const mounted = await lazyImage(A);
+  const other = await lazyImage(B);
+  await harness.container('a', mounted.top);
+  harness.devices.isAway = true;
+  await expect(harness.container('a2', mounted.top)).resolves.toHaveLength(1);
+  await expect(harness.container('b', other.top)).rejects.toMatchObject({ code: 'Unavailable', message: expect.stringContaining(B) });
+  expect(attaches().length).toBeGreaterThan(1);
+});
+
+test('a caller that gives up leaves no snapshot and no device behind', async () => {
+  const { top } = await lazyImage(A);
+  const [id] = await deviceIds(top);
+  const gate = Promise.withResolvers<void>();
+  harness.devices.gates.set(id!, gate.promise);
+  const controller = new AbortController();
+  const given = harness.snapshotter.prepare('c', top, {}, controller.signal);
+  controller.abort();
+  await expect(given).rejects.toMatchObject({ code: 'Unavailable' });
+  gate.resolve();
+  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0));
+  await vi.waitFor(() => expect(harness.devices.attached.size).toBe(0));
+});
