@@ -25,6 +25,7 @@ import {
   snapshotSchema,
   statusSchema,
   storeSchema,
+  trafficSchema,
 } from './services.ts';
 
 export interface AdminAppOptions {
@@ -86,13 +87,19 @@ const routes = {
     summary: 'The local store: budget, use, evictions',
     responses: { 200: json(storeSchema, 'store'), default: failure },
   }),
+  traffic: createRoute({
+    method: 'get',
+    path: '/v1/traffic',
+    summary: 'What the kernel read and the registries sent, on the whole node',
+    responses: { 200: json(trafficSchema, 'traffic'), default: failure },
+  }),
   events: createRoute({
     method: 'get',
     path: '/v1/events',
     summary: 'What happened lately, oldest first',
     request: {
       query: z.object({
-        after: z.coerce.number().int().min(0).default(0).openapi({ description: 'only events with a higher sequence' }),
+        since: z.iso.datetime().optional().openapi({ description: 'only events at or after this time (ISO 8601, UTC)' }),
         limit: limitQuery,
       }),
     },
@@ -211,11 +218,16 @@ export function createAdminApp({ services, version, log }: AdminAppOptions): Ope
     return c.json(await within('read store', deadline(c.req.raw, ANSWER_DEADLINE_MS), (signal) => services.store(signal)), 200);
   });
 
-  app.openapi(routes.events, (c) => {
-    const { after, limit } = c.req.valid('query');
-    const newer = services.events().filter((event) => event.sequence > after);
-    // With `after`, the page that follows it; without, the latest.
-    return c.json({ events: after > 0 ? newer.slice(0, limit) : newer.slice(-limit) }, 200);
+  app.openapi(routes.traffic, async (c) => {
+    return c.json(await within('read traffic', deadline(c.req.raw, ANSWER_DEADLINE_MS), (signal) => services.traffic(signal)), 200);
+  });
+
+  app.openapi(routes.events, async (c) => {
+    const { since, limit } = c.req.valid('query');
+    const all = await within('list events', deadline(c.req.raw, ANSWER_DEADLINE_MS), (signal) => services.events(signal));
+    if (since === undefined) return c.json({ events: all.slice(-limit) }, 200);
+    const sinceMs = Date.parse(since);
+    return c.json({ events: all.filter((event) => Date.parse(event.at) >= sinceMs).slice(0, limit) }, 200);
   });
 
   app.openapi(routes.materialize, async (c) => {

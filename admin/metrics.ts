@@ -3,13 +3,11 @@ import { collectDefaultMetrics, Gauge, Registry } from 'prom-client';
 import type { AdminServices, DeviceRow } from './services.ts';
 
 const DEVICE_METRICS: readonly { name: string; help: string; of: (device: DeviceRow) => number }[] = [
-  { name: 'reads_total', help: 'Reads the kernel asked for', of: (d) => d.stats.reads },
-  { name: 'read_bytes_total', help: 'Bytes the kernel asked for', of: (d) => d.stats.readBytes },
-  { name: 'misses_total', help: 'Reads that needed the registry', of: (d) => d.stats.misses },
-  { name: 'fetches_total', help: 'Range requests sent', of: (d) => d.stats.fetches },
-  { name: 'fetched_bytes_total', help: 'Bytes received from registries', of: (d) => d.stats.fetchedBytes },
-  { name: 'failures_total', help: 'Reads that ended in an I/O error', of: (d) => d.stats.failures },
-  { name: 'waiting_reads', help: 'Reads that wait for a registry now', of: (d) => d.stats.waiting },
+  { name: 'layer_bytes', help: 'Bytes of the layers of a device', of: (d) => d.layerBytes },
+  { name: 'present_bytes', help: 'Bytes of the layers that are local', of: (d) => d.presentBytes },
+  { name: 'misses_total', help: 'Reads that needed the registry', of: (d) => d.missCount },
+  { name: 'failures_total', help: 'Reads that ended in an I/O error', of: (d) => d.failureCount },
+  { name: 'waiting_reads', help: 'Reads that wait for a registry now', of: (d) => d.waitingCount },
 ];
 
 export interface Metrics {
@@ -30,8 +28,15 @@ export function createMetrics(services: AdminServices): Metrics {
   const devices = gauge('devices', 'Block devices by state', ['state']);
   const storeBytes = gauge('store_bytes', 'Bytes of the local store by kind', ['kind']);
   const storeBlobs = gauge('store_blobs', 'Blobs in the local store');
-  const diskFull = gauge('store_disk_full', '1 while the disk refuses writes of the store');
-  const evicted = gauge('store_evicted_bytes_total', 'Bytes evicted from the store since the start');
+  const degraded = gauge('store_degraded', '1 while fetched bytes are not kept on disk');
+  const reads = gauge('reads_total', 'Reads that the kernel asked for since blockd started');
+  const readBytes = gauge('read_bytes_total', 'Bytes that the kernel asked for since blockd started');
+  const misses = gauge('misses_total', 'Reads that found something missing since blockd started');
+  const failures = gauge('read_failures_total', 'Reads that were given up since blockd started');
+  const waiting = gauge('waiting_reads', 'Reads that wait for a registry now');
+  const requests = gauge('registry_requests_total', 'Range requests sent since blockd started, retries included');
+  const retries = gauge('registry_retries_total', 'Range requests sent again since blockd started');
+  const fetched = gauge('fetched_bytes_total', 'Bytes received from registries since blockd started', ['for']);
   const perDevice = DEVICE_METRICS.map(({ name, help, of }) => ({ of, metric: gauge(`device_${name}`, help, ['device', 'image']) }));
 
   const readStatus = async (signal: AbortSignal): Promise<void> => {
@@ -44,11 +49,20 @@ export function createMetrics(services: AdminServices): Metrics {
     storeBytes.set({ kind: 'budget' }, store.budgetBytes);
     storeBytes.set({ kind: 'used' }, store.usedBytes);
     storeBytes.set({ kind: 'reserved' }, store.reservedBytes);
-    storeBytes.set({ kind: 'pinned' }, store.pinnedBytes);
     storeBytes.set({ kind: 'memory' }, store.memoryBytes);
     storeBlobs.set(store.blobCount);
-    diskFull.set(store.isDiskFull ? 1 : 0);
-    evicted.set(store.evictedBytes);
+    degraded.set(store.degradedBy === null ? 0 : 1);
+  };
+  const readTraffic = async (signal: AbortSignal): Promise<void> => {
+    const traffic = await services.traffic(signal);
+    reads.set(traffic.readCount);
+    readBytes.set(traffic.readBytes);
+    misses.set(traffic.missCount);
+    failures.set(traffic.failureCount);
+    waiting.set(traffic.waitingCount);
+    requests.set(traffic.requestCount);
+    retries.set(traffic.retryCount);
+    for (const [reason, value] of Object.entries(traffic.fetchedBytes)) fetched.set({ for: reason }, value);
   };
   const readDevices = async (signal: AbortSignal): Promise<void> => {
     const rows = await services.devices(signal);
@@ -65,7 +79,7 @@ export function createMetrics(services: AdminServices): Metrics {
   return {
     contentType: registry.contentType,
     async render(signal) {
-      const parts = { snapshots: readStatus, store: readStore, devices: readDevices };
+      const parts = { snapshots: readStatus, store: readStore, devices: readDevices, traffic: readTraffic };
       const results = await Promise.allSettled(Object.values(parts).map((read) => read(signal)));
       for (const [index, part] of Object.keys(parts).entries()) up.set({ part }, results[index]?.status === 'fulfilled' ? 1 : 0);
       return registry.metrics();

@@ -9,8 +9,8 @@ import { DEFAULT_CONFIG_PATH, loadConfig } from '../plugin/base/config/config.ts
 import { AppError, describeError } from '../plugin/base/errors.ts';
 import { callAdmin, isUnreachable } from './client.ts';
 import { ANSWER_DEADLINE_MS, MATERIALIZE_DEADLINE_MS, PAGE_ROWS_MAX } from './limits.ts';
-import { renderDevices, renderEvents, renderMaterialized, renderSnapshots, renderStatus, renderStore } from './render.ts';
-import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus } from './services.ts';
+import { renderDevices, renderEvents, renderMaterialized, renderSnapshots, renderStatus, renderStore, renderTraffic } from './render.ts';
+import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus, Traffic } from './services.ts';
 
 const EXIT = { done: 0, refused: 1, usage: 2, unreachable: 3, degraded: 4 } as const;
 
@@ -91,11 +91,20 @@ program
   });
 
 program
+  .command('traffic')
+  .description('what was read and fetched on the whole node')
+  .action(async () => {
+    const traffic = await call<Traffic>('GET', '/v1/traffic');
+    print(traffic, () => renderTraffic(traffic));
+  });
+
+program
   .command('events')
   .description('what happened lately')
-  .option('--after <sequence>', 'only events with a higher sequence', '0')
-  .action(async ({ after }: { after: string }) => {
-    const answer = await call<{ events: EventRow[] }>('GET', `/v1/events?${new URLSearchParams({ after, limit: String(PAGE_ROWS_MAX) })}`);
+  .option('--since <time>', 'only events at or after this time (ISO 8601, UTC)')
+  .action(async ({ since }: { since?: string }) => {
+    const query = new URLSearchParams({ limit: String(PAGE_ROWS_MAX), ...(since === undefined ? {} : { since }) });
+    const answer = await call<{ events: EventRow[] }>('GET', `/v1/events?${query}`);
     print(answer, () => renderEvents(answer.events));
   });
 

@@ -1,6 +1,6 @@
 /** Answers of the admin API as text for people: tables with padded columns. Control characters from outside are made visible. */
 import { formatBytes } from '../plugin/base/units.ts';
-import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus } from './services.ts';
+import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus, Traffic } from './services.ts';
 
 /** Names and messages may come from a registry: what could steer a terminal is escaped. */
 function printable(text: string): string {
@@ -35,13 +35,8 @@ export function renderStatus(status: NodeStatus): string {
     `${counts.images} images, ${counts.snapshots} snapshots (${counts.brokenSnapshots} broken), ${counts.devices} devices`,
     '',
   ];
-  const rows = status.processes.map((p) => [
-    p.name,
-    p.state,
-    p.pid === null ? '-' : String(p.pid),
-    p.restarts === null ? '-' : String(p.restarts),
-  ]);
-  return `${lines.join('\n')}\n${table(['PROCESS', 'STATE', 'PID', 'RESTARTS'], rows)}`;
+  const rows = status.processes.map((p) => [p.name, p.state, p.pid === null ? '-' : String(p.pid)]);
+  return `${lines.join('\n')}\n${table(['PROCESS', 'STATE', 'PID'], rows)}`;
 }
 
 export function renderSnapshots(rows: readonly SnapshotRow[]): string {
@@ -60,38 +55,53 @@ export function renderDevices(rows: readonly DeviceRow[]): string {
   const lines = rows.map((d) => [
     short(d.id, 12),
     d.state,
-    d.path ?? '-',
-    String(d.userCount),
-    formatBytes(d.sizeBytes),
-    formatBytes(d.stats.readBytes),
-    formatBytes(d.stats.fetchedBytes),
-    String(d.stats.waiting),
-    String(d.stats.failures),
+    formatBytes(d.layerBytes),
+    formatBytes(d.presentBytes),
+    formatBytes(d.accessedBytes),
+    String(d.missCount),
+    String(d.waitingCount),
+    String(d.failureCount),
     short(d.image, 60),
     d.detail ?? '',
   ]);
-  return table(['DEVICE', 'STATE', 'PATH', 'USERS', 'SIZE', 'READ', 'FETCHED', 'WAITING', 'FAILED', 'IMAGE', 'DETAIL'], lines);
+  return table(['DEVICE', 'STATE', 'LAYERS', 'LOCAL', 'READ', 'MISSES', 'WAITING', 'FAILED', 'IMAGE', 'DETAIL'], lines);
 }
 
 export function renderStore(store: StoreStatus): string {
-  const share = store.budgetBytes === 0 ? 0 : (100 * store.usedBytes) / store.budgetBytes;
+  const share = (100 * store.usedBytes) / Math.max(1, store.budgetBytes);
   return table(
     ['STORE', ''],
     [
       ['used', `${formatBytes(store.usedBytes)} of ${formatBytes(store.budgetBytes)} (${share.toFixed(1)} %)`],
       ['reserved', formatBytes(store.reservedBytes)],
-      ['in use', formatBytes(store.pinnedBytes)],
-      ['blobs', `${store.blobCount} (${store.completeBlobCount} complete)`],
-      ['evicted', `${formatBytes(store.evictedBytes)} in ${store.evictionCount} blobs`],
-      ['disk', store.isDiskFull ? `FULL; ${formatBytes(store.memoryBytes)} held in memory` : 'accepts writes'],
+      ['blobs', String(store.blobCount)],
+      [
+        'disk',
+        store.degradedBy === null
+          ? 'keeps what is fetched'
+          : `DEGRADED (${store.degradedBy}); ${formatBytes(store.memoryBytes)} held in memory`,
+      ],
+    ],
+  );
+}
+
+export function renderTraffic(t: Traffic): string {
+  const { demand, prefetch, fill } = t.fetchedBytes;
+  return table(
+    ['TRAFFIC', ''],
+    [
+      ['read', `${formatBytes(t.readBytes)} in ${t.readCount} reads`],
+      ['misses', `${t.missCount} (${t.waitingCount} wait now, ${t.failureCount} given up)`],
+      ['fetched', `${formatBytes(demand)} for reads, ${formatBytes(prefetch)} ahead of them, ${formatBytes(fill)} in the background`],
+      ['requests', `${t.requestCount} (${t.retryCount} retries)`],
     ],
   );
 }
 
 export function renderEvents(rows: readonly EventRow[]): string {
   return table(
-    ['TIME', 'SEVERITY', 'KIND', 'SUBJECT', 'MESSAGE'],
-    rows.map((e) => [e.at, e.severity, e.kind, short(e.subject, 72), e.message]),
+    ['TIME', 'SOURCE', 'SEVERITY', 'KIND', 'SUBJECT', 'MESSAGE'],
+    rows.map((e) => [e.at, e.source, e.severity, e.kind, short(e.subject, 72), e.message]),
   );
 }
 

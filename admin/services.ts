@@ -9,13 +9,7 @@ const bytes = z.int().min(0).openapi({ description: 'bytes' });
 const at = z.string().openapi({ description: 'ISO 8601, UTC', example: '2026-01-31T12:00:00.000Z' });
 
 export const processSchema = z
-  .object({
-    name: z.enum(['keeper', 'blockd', 'sidecar']),
-    pid: z.int().nullable(),
-    state: z.enum(['running', 'starting', 'down']),
-    /** Times it was started again since the keeper began; null when the keeper did not say. */
-    restarts: count.nullable(),
-  })
+  .object({ name: z.enum(['keeper', 'blockd', 'sidecar']), pid: z.int().nullable(), state: z.enum(['running', 'down']) })
   .openapi('Process');
 
 export const statusSchema = z
@@ -61,26 +55,22 @@ export const deviceSchema = z
     state: z.enum(['opening', 'attached', 'releasing', 'failed']),
     /** Why it failed, or what it waits for. */
     detail: z.string().nullable(),
+    /** The FUSE file that the kernel reads. */
+    devicePath: z.string(),
     sizeBytes: bytes,
     layerCount: count,
-    mountPoint: z.string().nullable(),
-    /** How the kernel reaches it: EROFS on the FUSE file, or a loop device between. */
-    path: z.enum(['fuse', 'loop', 'plain']).nullable(),
-    /** Snapshots that use it. */
-    userCount: count,
-    stats: z.object({
-      reads: count,
-      readBytes: bytes,
-      /** Reads answered from local bytes. */
-      hits: count,
-      misses: count,
-      fetches: count,
-      fetchedBytes: bytes,
-      /** Reads that wait for the registry now. */
-      waiting: count,
-      /** Reads that ended in an I/O error. */
-      failures: count,
-    }),
+    /** Bytes of its layers, as the registry has them; equal layers of two devices count for both. */
+    layerBytes: bytes,
+    /** Of these, bytes that are local. */
+    presentBytes: bytes,
+    /** Of these, bytes that a container has read. */
+    accessedBytes: bytes,
+    /** Reads that found something missing, since blockd started. */
+    missCount: count,
+    /** Reads that wait for the registry now. */
+    waitingCount: count,
+    /** Reads that ended in an I/O error. */
+    failureCount: count,
   })
   .openapi('Device');
 export type DeviceRow = z.infer<typeof deviceSchema>;
@@ -88,29 +78,45 @@ export type DeviceRow = z.infer<typeof deviceSchema>;
 export const storeSchema = z
   .object({
     budgetBytes: bytes,
+    /** On disk, as `du` counts it. */
     usedBytes: bytes,
     /** Reserved for fetches that are under way. */
     reservedBytes: bytes,
-    /** Bytes of blobs that something refers to; they are never evicted. */
-    pinnedBytes: bytes,
-    blobCount: count,
-    completeBlobCount: count,
-    evictionCount: count,
-    evictedBytes: bytes,
-    /** The disk refused a write: fetched bytes stay in memory until it has room. */
-    isDiskFull: z.boolean(),
+    /** Fetched bytes that only memory holds, since the disk does not take them. */
     memoryBytes: bytes,
+    blobCount: count,
+    /** Why fetched bytes are not kept on disk now: `budget`, or a system error such as `ENOSPC`. Reads go on all the same. */
+    degradedBy: z.string().nullable(),
   })
   .openapi('Store');
 export type StoreStatus = z.infer<typeof storeSchema>;
 
+export const trafficSchema = z
+  .object({
+    /** Reads that the kernel asked for, and their bytes, since blockd started; so are all counts here. */
+    readCount: count,
+    readBytes: bytes,
+    /** Reads that found something missing. */
+    missCount: count,
+    /** Reads that wait for a registry now. */
+    waitingCount: count,
+    /** Range requests sent, retries included. */
+    requestCount: count,
+    retryCount: count,
+    /** Reads that were given up. */
+    failureCount: count,
+    /** Bytes received, by what they were asked for: a read, a stream's read-ahead, the background fill. */
+    fetchedBytes: z.object({ demand: bytes, prefetch: bytes, fill: bytes }),
+  })
+  .openapi('Traffic');
+export type Traffic = z.infer<typeof trafficSchema>;
+
 export const eventSchema = z
   .object({
-    /** Rises by one; starts again at 1 when the control plane does. */
-    sequence: z.int().min(1),
     at,
+    source: z.enum(['blockd', 'sidecar']),
     severity: z.enum(['info', 'warning', 'error']),
-    /** A stable name: `device.read-failed`, `store.disk-full`, `image.refused-lazy`. */
+    /** A stable name: `device.read-failed`, `image-resolved`. */
     kind: z.string(),
     /** What it is about: a device, digest, snapshot key or reference. */
     subject: z.string(),
@@ -140,8 +146,9 @@ export interface AdminServices {
   snapshots(signal: AbortSignal): Promise<readonly SnapshotRow[]>;
   devices(signal: AbortSignal): Promise<readonly DeviceRow[]>;
   store(signal: AbortSignal): Promise<StoreStatus>;
-  /** Events the service still holds (a bounded ring). */
-  events(): readonly EventRow[];
+  traffic(signal: AbortSignal): Promise<Traffic>;
+  /** Events that both processes still hold, merged by time. */
+  events(signal: AbortSignal): Promise<readonly EventRow[]>;
   /** Fetches what is missing of every layer of an image that this node serves lazily, and puts it where containerd finds it. */
   materialize(reference: string, signal: AbortSignal): Promise<MaterializeResult>;
 }

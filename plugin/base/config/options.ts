@@ -136,7 +136,6 @@ export const SECTION_OPTIONS = {
       reason: 'A docker config.json with credentials or credential helpers; unset: anonymous. Read again when it changes',
     }),
     plain_http: hosts({ maxCount: 100, reason: 'Registries spoken to without TLS; loopback ones are so without being listed' }),
-    connect_timeout: duration({ default: 10 * SECOND, min: 100, max: 2 * MINUTE, reason: 'TCP and TLS; longer than three lost SYNs' }),
     response_timeout: duration({
       default: 30 * SECOND,
       min: 1 * SECOND,

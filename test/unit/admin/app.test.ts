@@ -31,7 +31,8 @@ describe('admin API', () => {
   it('gives status, devices and store as the services have them', async () => {
     expect((await get('/v1/status')).body).toMatchObject({ version: '0.1.0', counts: { snapshots: 4 } });
     expect((await get('/v1/devices')).body).toEqual({ devices: [DEVICE] });
-    expect((await get('/v1/store')).body).toMatchObject({ budgetBytes: 1000, isDiskFull: false });
+    expect((await get('/v1/store')).body).toMatchObject({ budgetBytes: 1000, degradedBy: null });
+    expect((await get('/v1/traffic')).body).toMatchObject({ readCount: 10, fetchedBytes: { demand: 65_536 } });
   });
 
   it('pages through snapshots without losing or repeating one, and filters broken ones', async () => {
@@ -49,16 +50,16 @@ describe('admin API', () => {
     expect((await get('/v1/snapshots?broken=false')).body.snapshots).toHaveLength(3);
   });
 
-  it('gives the latest events, or those after a sequence', async () => {
+  it('gives the latest events, or those since a time', async () => {
     expect((await get('/v1/events?limit=2')).body.events).toEqual(EVENTS.slice(1));
-    expect((await get('/v1/events?after=1&limit=1')).body.events).toEqual([EVENTS[1]]);
+    expect((await get('/v1/events?since=2026-01-31T12:00:02Z&limit=1')).body.events).toEqual([EVENTS[1]]);
   });
 
   it.each([
     ['/v1/snapshots?limit=0', 'limit'],
     ['/v1/snapshots?limit=2001', 'limit'],
     ['/v1/snapshots?broken=perhaps', 'broken'],
-    ['/v1/events?after=-1', 'after'],
+    ['/v1/events?since=yesterday', 'since'],
   ])('refuses %s and names the parameter', async (path, name) => {
     const { status, body } = await get(path);
     expect(status).toBe(400);
@@ -116,7 +117,7 @@ describe('admin API', () => {
   it('describes every route in /openapi.json, and says so for unknown paths', async () => {
     const { body } = await get('/openapi.json');
     expect(Object.keys(body.paths).sort()).toEqual(
-      ['/healthz', '/v1/devices', '/v1/events', '/v1/materialize', '/v1/snapshots', '/v1/status', '/v1/store'].sort(),
+      ['/healthz', '/v1/devices', '/v1/events', '/v1/materialize', '/v1/snapshots', '/v1/status', '/v1/store', '/v1/traffic'].sort(),
     );
     expect(body.components.schemas).toHaveProperty('Snapshot');
     expect(await get('/v2')).toMatchObject({ status: 404, body: { error: { code: 'NotFound' } } });
@@ -125,7 +126,8 @@ describe('admin API', () => {
   it('exposes metrics, also while a part does not answer', async () => {
     const text = await (await appOf({ store: () => Promise.reject(new Error('gone')) }).request('/metrics')).text();
     expect(text).toContain('overlaybd_snapshots{state="broken"} 1');
-    expect(text).toContain(`overlaybd_device_fetched_bytes_total{device="${DEVICE.id}",image=`);
+    expect(text).toContain(`overlaybd_device_present_bytes{device="${DEVICE.id}",image=`);
+    expect(text).toContain('overlaybd_fetched_bytes_total{for="demand"} 65536');
     expect(text).toContain('overlaybd_up{part="store"} 0');
     expect(text).toContain('overlaybd_up{part="devices"} 1');
     expect(text).toContain('overlaybd_sidecar_process_resident_memory_bytes');

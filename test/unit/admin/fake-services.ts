@@ -23,21 +23,24 @@ export const DEVICE: DeviceRow = {
   image: 'registry.example/app:1\u001b[31m',
   state: 'attached',
   detail: null,
+  devicePath: '/run/overlaybd-sidecar/devices/1',
   sizeBytes: 2 ** 30,
   layerCount: 3,
-  mountPoint: '/run/overlaybd-sidecar/m/1',
-  path: 'fuse',
-  userCount: 2,
-  stats: { reads: 10, readBytes: 40_960, hits: 8, misses: 2, fetches: 1, fetchedBytes: 65_536, waiting: 0, failures: 0 },
+  layerBytes: 2 ** 20,
+  presentBytes: 65_536,
+  accessedBytes: 4096,
+  missCount: 2,
+  waitingCount: 1,
+  failureCount: 0,
 };
 
-export const EVENTS: readonly EventRow[] = [1, 2, 3].map((sequence) => ({
-  sequence,
-  at,
+export const EVENTS: readonly EventRow[] = [1, 2, 3].map((second) => ({
+  at: `2026-01-31T12:00:0${second}.000Z`,
+  source: 'blockd',
   severity: 'warning',
-  kind: 'store.disk-full',
+  kind: 'store-degraded',
   subject: 'store',
-  message: `event ${sequence}`,
+  message: `event ${second}`,
 }));
 
 export function fakeServices(overrides: Partial<AdminServices> = {}): AdminServices {
@@ -47,7 +50,7 @@ export function fakeServices(overrides: Partial<AdminServices> = {}): AdminServi
       startedAt: at,
       isReady: true,
       degraded: [],
-      processes: [{ name: 'blockd', pid: 7, state: 'running', restarts: 1 }],
+      processes: [{ name: 'blockd', pid: 7, state: 'running' }],
       rootDirectory: '/var/lib/x',
       snapshotterSocket: '/run/x.sock',
       counts: { snapshots: 4, brokenSnapshots: 1, devices: 1, images: 1 },
@@ -58,15 +61,21 @@ export function fakeServices(overrides: Partial<AdminServices> = {}): AdminServi
       budgetBytes: 1000,
       usedBytes: 500,
       reservedBytes: 0,
-      pinnedBytes: 100,
-      blobCount: 3,
-      completeBlobCount: 1,
-      evictionCount: 0,
-      evictedBytes: 0,
-      isDiskFull: false,
       memoryBytes: 0,
+      blobCount: 3,
+      degradedBy: null,
     }),
-    events: () => EVENTS,
+    traffic: async () => ({
+      readCount: 10,
+      readBytes: 40_960,
+      missCount: 2,
+      waitingCount: 1,
+      requestCount: 3,
+      retryCount: 1,
+      failureCount: 0,
+      fetchedBytes: { demand: 65_536, prefetch: 1024, fill: 0 },
+    }),
+    events: async () => EVENTS,
     materialize: async (reference) => {
       if (!reference.includes('/')) {
         throw new AppError('NotFound', { op: 'materialize', subject: reference, what: 'no such image', details: { limit: 1 } });

@@ -47,7 +47,8 @@ describe('obdctl', () => {
     expect(snapshots.stdout).toContain('broken: directory 3 is missing');
     expect(snapshots.stdout).toContain('layer 3 is gzip without an index');
     expect((await obdctl('--socket', socket, 'store')).stdout).toContain('500 B of 1000 B (50.0 %)');
-    expect((await obdctl('--socket', socket, 'events')).stdout).toContain('store.disk-full');
+    expect((await obdctl('--socket', socket, 'events')).stdout).toContain('store-degraded');
+    expect((await obdctl('--socket', socket, 'traffic')).stdout).toContain('64.0 KiB for reads, 1.0 KiB ahead of them');
     const done = await obdctl('--socket', socket, 'materialize', 'registry.example/app:1');
     expect(done.stdout).toContain('2 layers, 2.0 KiB complete (1.0 KiB fetched, 1.0 KiB were local)');
   });

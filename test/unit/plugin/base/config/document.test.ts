@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { parseConfig } from '../../../../../plugin/base/config/config.ts';
@@ -23,5 +23,23 @@ describe('what people read about the options', () => {
     const written = configExample().replaceAll(/^#(\w+ = .*)$/gm, '$1');
     expect(written).toMatch(/^budget_bytes = "50GiB"$/m);
     expect(parseConfig(written, 'x')).toEqual(defaults);
+  });
+});
+
+describe('every option', () => {
+  it('is read by some process: what the README promises has an effect', () => {
+    const config = parseConfig('', 'x');
+    const names = Object.values(config).flatMap((section) => (typeof section === 'object' ? Object.keys(section) : []));
+    const sources = ['plugin', 'admin'].flatMap((top) =>
+      readdirSync(join(repository, top), { recursive: true, withFileTypes: true })
+        .filter((entry) => entry.isFile() && entry.name.endsWith('.ts') && !/node_modules|base\/config/.test(entry.parentPath))
+        .map((entry) => readFileSync(join(entry.parentPath, entry.name), 'utf8'))
+        .filter((text) => text.includes('loadConfig') || text.includes('Config }') || text.includes('Config,')),
+    );
+    // tcp_beyond_loopback is a permission that the loader itself checks.
+    const unread = [...names, 'verify'].filter(
+      (name) => name !== 'tcpBeyondLoopback' && !sources.some((text) => new RegExp(`\\b${name}\\b`).test(text)),
+    );
+    expect(unread).toEqual([]);
   });
 });
