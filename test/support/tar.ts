@@ -67,9 +67,9 @@ export async function tarOf(entries: readonly TarEntry[]): Promise<Buffer> {
 
 /**
  * Writes a directory as a layer tar: names sorted, numeric owners, xattrs kept, no access or change times, so that equal trees give equal
- * bytes. With `mtimeS` every time becomes that one.
+ * bytes. Times later than `latestMtimeS` become that one.
  */
-export async function tarDirectory(directory: string, tarPath: string, options: { mtimeS?: number } = {}): Promise<void> {
+export async function tarDirectory(directory: string, tarPath: string, options: { latestMtimeS?: number } = {}): Promise<void> {
   await run(
     'tar',
     [
@@ -83,7 +83,7 @@ export async function tarDirectory(directory: string, tarPath: string, options: 
       '--sort=name',
       '--numeric-owner',
       '--xattrs',
-      ...(options.mtimeS === undefined ? [] : [`--mtime=@${options.mtimeS}`]),
+      ...(options.latestMtimeS === undefined ? [] : [`--mtime=@${options.latestMtimeS}`, '--clamp-mtime']),
       '.',
     ],
     { timeoutMs: 600_000 },
