@@ -43,8 +43,14 @@ export class LayerBlobWriter {
 
   /** Creates or truncates `path`. */
   static async create(path: string, form: BlobForm, codec: BlockCodec): Promise<LayerBlobWriter> {
-    const writer = new LayerBlobWriter(await open(path, 'w+', 0o600), form, codec);
-    await writer.append(writer.zfile.header());
+    const file = await open(path, 'w+', 0o600);
+    const writer = new LayerBlobWriter(file, form, codec);
+    try {
+      await writer.append(writer.zfile.header());
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
     return writer;
   }
 
