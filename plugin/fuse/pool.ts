@@ -8,12 +8,15 @@ import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { DeviceTables } from '../file/device-file.ts';
 import type { SharedBlob } from '../file/store/blob-file.ts';
-import { addToEpoll, createEpoll, removeFromEpoll } from '../kernel/epoll.ts';
+import { addToEpoll, createEpoll, removeFromEpoll, wakeAll } from '../kernel/epoll.ts';
 import { lastErrno, libc, systemCallError } from '../kernel/libc.ts';
 import { CONTROL, type FromWorker, STAT, type ToWorker, type WorkerStart } from './messages.ts';
 import { OUT_HEADER_BYTES, resendNotification } from './protocol.ts';
 
 const WORKER = path.join(import.meta.dirname, `worker${path.extname(import.meta.filename)}`);
+
+/** Slots begin at 1. */
+const NO_SLOT = 0;
 
 export interface PoolStats {
   requests: number;
@@ -142,7 +145,9 @@ export class FusePool {
   /** Ends the workers; the descriptors stay open until the process ends. */
   async close(): Promise<void> {
     Atomics.store(this.control, CONTROL.STOP, 1);
+    const wakeFd = wakeAll(this.epollFd, NO_SLOT);
     await Promise.all(this.exits);
+    libc.close(wakeFd);
     if (libc.close(this.epollFd) < 0) throw systemCallError('close', 'epoll set', lastErrno());
   }
 

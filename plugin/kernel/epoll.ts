@@ -39,6 +39,19 @@ function readEvent(tag: number): Buffer {
   return event;
 }
 
+/**
+ * Wakes every thread that waits on the set, now and at each later wait, with `tag`: for the end of the set. Level-triggered and never
+ * read, so that one thread's waking does not use it up. Returns the descriptor that does it.
+ */
+export function wakeAll(epollFd: number, tag: number): number {
+  const fd = libc.eventfd(1, EPOLL_CLOEXEC);
+  if (fd < 0) throw systemCallError('wake threads of', `epoll ${epollFd}`, lastErrno());
+  const event = readEvent(tag);
+  event.writeUInt32LE(EPOLLIN, 0);
+  if (libc.epollControl(epollFd, CTL_ADD, fd, event) < 0) throw systemCallError('wake threads of', `epoll ${epollFd}`, lastErrno());
+  return fd;
+}
+
 /** Takes a descriptor out; one that is not in the set is not an error. */
 export function removeFromEpoll(epollFd: number, fd: number): void {
   libc.epollControl(epollFd, CTL_DEL, fd, Buffer.alloc(EVENT_BYTES));

@@ -67,6 +67,7 @@ export const libc = {
     maxEvents: number,
     timeoutMs: number,
   ) => number,
+  eventfd: lib.func('int eventfd(unsigned int initial, int flags)') as (initial: number, flags: number) => number,
   socket: lib.func('int socket(int domain, int type, int protocol)') as (domain: number, type: number, protocol: number) => number,
   socketpair: lib.func('int socketpair(int domain, int type, int protocol, int *pair)') as (
     domain: number,

@@ -1,0 +1,312 @@
+/**
+ * The devices of this host. Each attachment has a connection of its own, a file in `devices/` and a mount point under the run directory.
+ *
+ *   attach ─► opening ─► attached ─► (detach) releasing ─► kernel says gone ─► forgotten
+ *
+ * A device is in use until the kernel releases its connection: containers and private mount namespaces keep it alive after our unmount,
+ * so blobs are given back on release and never before.
+ */
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import type { Clock } from '../base/clock.ts';
+import { AppError, describeError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import type { DeviceSpec } from '../file/device-spec.ts';
+import type { FromWorker } from '../fuse/messages.ts';
+import type { FusePool } from '../fuse/pool.ts';
+import type { EventRing } from './events.ts';
+import type { KeeperLink } from './keeper-link.ts';
+import { MissedReads } from './missed-reads.ts';
+import { type DeviceParts, OpenDevice } from './open-device.ts';
+import type { SpecFiles } from './spec-files.ts';
+
+/** A device that was attached before a restart is opened again until this has passed; its readers wait meanwhile. */
+const RESTORE_PATIENCE_MS = 10 * 60_000;
+const RESTORE_RETRY_MS = 2000;
+
+const UNMOUNT_LIMIT_MS = 30_000;
+
+export type DeviceState = 'opening' | 'attached' | 'releasing' | 'failed';
+
+/** One attachment, as the control plane sees it. */
+export interface DeviceStatus {
+  id: string;
+  instance: string;
+  image: string;
+  state: DeviceState;
+  detail: string | null;
+  devicePath: string;
+  sizeBytes: number;
+  layerCount: number;
+  waiting: number;
+  misses: number;
+  failures: number;
+  presentBytes: number;
+  accessedBytes: number;
+  blobBytes: number;
+}
+
+interface Attachment {
+  instance: string;
+  spec: DeviceSpec;
+  devicePath: string;
+  state: DeviceState;
+  detail: string | null;
+  opening: Promise<void>;
+  /** Calls that wait for the opening; when the last one gives up, so does the opening. */
+  waiters: number;
+  abort: AbortController;
+  device?: OpenDevice;
+  slot?: number;
+}
+
+export interface DevicesOptions extends DeviceParts {
+  pool: FusePool;
+  keeper: KeeperLink;
+  specFiles: SpecFiles;
+  /** Mount points of the connections: `<deviceDir>/<instance>`. */
+  deviceDir: string;
+  /** Detaches a mount, in a process of its own. */
+  unmount(targets: string[], signal: AbortSignal): Promise<void>;
+  /** A device can be read: background fill may be planned. */
+  onAttached(device: OpenDevice): void;
+  clock: Clock;
+  events: EventRing;
+  log: Logger;
+}
+
+export class Devices {
+  private readonly options: DevicesOptions;
+  private readonly attachments = new Map<string, Attachment>();
+  private readonly bySlot = new Map<number, Attachment>();
+  private readonly missed: MissedReads;
+
+  constructor(options: DevicesOptions) {
+    this.options = options;
+    this.missed = new MissedReads({
+      answer: (slot, unique, errno, answer, lengthBytes) => options.pool.answer(slot, unique, errno, answer, lengthBytes),
+      onReadFailed: (device, miss, error) => this.readFailed(device, miss.offsetBytes, error),
+      log: options.log,
+    });
+  }
+
+  /** Reads that wait for bytes now. */
+  get waitingReads(): number {
+    return this.missed.waiting;
+  }
+
+  /** Serves again what a predecessor served; resolves when each device is taken over or on its way. */
+  async restore(): Promise<void> {
+    const { keeper, specFiles, log } = this.options;
+    const held = new Set(await keeper.list());
+    for (const { instance, spec } of await specFiles.load(log)) {
+      // Without a connection (a reboot) nobody can read the device: it is attached anew when a container needs it.
+      if (!held.delete(instance)) await specFiles.remove(instance);
+      else this.begin(instance, spec, { isTakenOver: true });
+    }
+    for (const orphan of held) await keeper.close(orphan);
+  }
+
+  /** Attaches, or answers the attachment that exists. Resolves when the device can be read. */
+  async attach(spec: DeviceSpec, signal: AbortSignal): Promise<DeviceStatus> {
+    const existing = this.live(spec.id);
+    const attachment = existing ?? this.begin(this.freeInstance(spec.id), spec, { isTakenOver: false });
+    attachment.waiters += 1;
+    try {
+      await raceSignal(attachment.opening, signal, spec.image);
+    } finally {
+      attachment.waiters -= 1;
+      if (signal.aborted && attachment.waiters === 0 && attachment.state === 'opening') attachment.abort.abort(signal.reason);
+    }
+    return this.statusOf(attachment);
+  }
+
+  /** Opens all layers without making a device, and answers its size. Rejects as {@link attach} does. */
+  async check(spec: DeviceSpec, signal: AbortSignal): Promise<{ deviceSizeBytes: number }> {
+    const attachment = this.live(spec.id);
+    if (attachment?.device !== undefined) return { deviceSizeBytes: attachment.device.sizeBytes };
+    const device = await OpenDevice.open(`check-${spec.id}`, spec, this.options, signal);
+    device.close();
+    return { deviceSizeBytes: device.sizeBytes };
+  }
+
+  /** Detaches the device's file; it goes when its last user does. An unknown one is no error. */
+  async detach(id: string): Promise<void> {
+    const attachment = this.live(id);
+    if (attachment === undefined) return;
+    if (attachment.state === 'opening') {
+      attachment.abort.abort(new AppError('Canceled', { op: 'attach device', subject: id, what: 'it was detached meanwhile' }));
+      await attachment.opening.catch((error: unknown) => this.options.log.debug({ reason: describeError(error) }, 'opening given up'));
+      if (attachment.state === 'opening' || attachment.state === 'failed') return;
+    }
+    attachment.state = 'releasing';
+    await this.options.unmount([attachment.devicePath], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+  }
+
+  list(): DeviceStatus[] {
+    return [...this.attachments.values()].map((attachment) => this.statusOf(attachment));
+  }
+
+  /** A message of a worker thread. */
+  receive(message: FromWorker): void {
+    const attachment = this.bySlot.get(message.slot);
+    if (attachment?.device === undefined) return;
+    const { device } = attachment;
+    if (message.type === 'miss') {
+      device.misses += 1;
+      void this.missed.serve(message, device);
+    } else if (message.type === 'interrupt') this.missed.interrupt(message.slot, message.uniqueLow, message.uniqueHigh);
+    else if (message.type === 'readAhead') device.readAhead(message.blobId, message.offsetBytes);
+    else if (message.type === 'gone') void this.release(attachment, message.slot);
+  }
+
+  private begin(instance: string, spec: DeviceSpec, how: { isTakenOver: boolean }): Attachment {
+    const attachment: Attachment = {
+      instance,
+      spec,
+      devicePath: path.join(this.options.deviceDir, instance),
+      state: 'opening',
+      detail: null,
+      opening: Promise.resolve(),
+      waiters: 0,
+      abort: new AbortController(),
+    };
+    this.attachments.set(instance, attachment);
+    attachment.opening = how.isTakenOver ? this.takeOver(attachment) : this.openNew(attachment);
+    // Whoever waits sees the failure; without a waiter the state and the event tell it.
+    attachment.opening.catch((error: unknown) => {
+      attachment.detail = describeError(error);
+    });
+    return attachment;
+  }
+
+  private async openNew(attachment: Attachment): Promise<void> {
+    const { instance, spec, abort } = attachment;
+    const { specFiles, keeper } = this.options;
+    try {
+      const device = await OpenDevice.open(instance, spec, this.options, abort.signal);
+      attachment.device = device;
+      await specFiles.save({ instance, spec });
+      this.serve(attachment, device, await keeper.open(instance, attachment.devicePath), { isTakenOver: false });
+    } catch (error) {
+      attachment.device?.close();
+      this.attachments.delete(instance);
+      attachment.state = 'failed';
+      await specFiles.remove(instance);
+      throw error;
+    }
+  }
+
+  /** Readers of this device wait in the kernel, so it is tried for as long as a read would wait. */
+  private async takeOver(attachment: Attachment): Promise<void> {
+    const { clock, keeper, specFiles, events, log } = this.options;
+    const { instance, spec, abort } = attachment;
+    const giveUpAtMs = clock.monotonicMs() + RESTORE_PATIENCE_MS;
+    for (;;) {
+      try {
+        const device = await OpenDevice.open(instance, spec, this.options, abort.signal);
+        attachment.device = device;
+        this.serve(attachment, device, await keeper.take(instance, attachment.devicePath), { isTakenOver: true });
+        return;
+      } catch (error) {
+        attachment.detail = describeError(error);
+        log.error({ device: instance, image: spec.image, reason: attachment.detail }, 'device of a running container not open yet');
+        if (clock.monotonicMs() < giveUpAtMs && !abort.signal.aborted) {
+          await clock.sleep(RESTORE_RETRY_MS, abort.signal);
+          continue;
+        }
+        // Errors are better than waiting for ever: closing the connection ends the reads.
+        attachment.state = 'failed';
+        events.add({ severity: 'error', kind: 'device.lost', subject: instance, message: attachment.detail });
+        this.attachments.delete(instance);
+        await keeper.close(instance);
+        await specFiles.remove(instance);
+        throw error;
+      }
+    }
+  }
+
+  private serve(attachment: Attachment, device: OpenDevice, fd: number, how: { isTakenOver: boolean }): void {
+    attachment.slot = this.options.pool.add(fd, device.tables, device.sharedBlobs(), how);
+    attachment.state = 'attached';
+    attachment.detail = null;
+    this.bySlot.set(attachment.slot, attachment);
+    this.options.onAttached(device);
+    this.options.log.info({ device: attachment.instance, image: attachment.spec.image, ...how }, 'device attached');
+  }
+
+  private async release(attachment: Attachment, slot: number): Promise<void> {
+    const { pool, keeper, specFiles, log } = this.options;
+    const { instance, device } = attachment;
+    this.bySlot.delete(slot);
+    attachment.state = 'releasing';
+    try {
+      await pool.remove(slot);
+      device?.close();
+      await keeper.close(instance);
+      await specFiles.remove(instance);
+      await fs.rm(attachment.devicePath, { force: true });
+    } catch (error) {
+      log.error({ device: instance, reason: describeError(error) }, 'device released, but something of it is left');
+    }
+    this.attachments.delete(instance);
+    log.info({ device: instance }, 'device released');
+  }
+
+  private readFailed(device: OpenDevice, offsetBytes: number, error: unknown): void {
+    device.failures += 1;
+    const message = `read at ${offsetBytes} of ${device.spec.image} failed: ${describeError(error)}`;
+    this.options.log.error({ device: device.instance }, message);
+    this.options.events.add({ severity: 'error', kind: 'device.read-failed', subject: device.spec.id, message });
+  }
+
+  /** The attachment that new users may join. */
+  private live(id: string): Attachment | undefined {
+    for (const attachment of this.attachments.values())
+      if (attachment.spec.id === id && (attachment.state === 'opening' || attachment.state === 'attached')) return attachment;
+    return undefined;
+  }
+
+  private freeInstance(id: string): string {
+    for (let n = 0; ; n += 1) {
+      const instance = n === 0 ? id : `${id}.${n}`;
+      if (!this.attachments.has(instance)) return instance;
+    }
+  }
+
+  private statusOf(attachment: Attachment): DeviceStatus {
+    const { instance, spec, state, detail, devicePath, device } = attachment;
+    const totals = { presentBytes: 0, accessedBytes: 0, blobBytes: 0 };
+    for (const handle of device === undefined || device.closed.aborted ? [] : device.handles) {
+      const counts = handle.counts();
+      totals.presentBytes += counts.presentBytes;
+      totals.accessedBytes += counts.accessedBytes;
+      totals.blobBytes += handle.sizeBytes;
+    }
+    return {
+      id: spec.id,
+      instance,
+      image: spec.image,
+      state,
+      detail,
+      devicePath,
+      sizeBytes: device?.sizeBytes ?? 0,
+      layerCount: spec.layers.length,
+      waiting: device?.waiting ?? 0,
+      misses: device?.misses ?? 0,
+      failures: device?.failures ?? 0,
+      ...totals,
+    };
+  }
+}
+
+function raceSignal(opening: Promise<void>, signal: AbortSignal, image: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const onAbort = (): void => {
+      reject(new AppError('Unavailable', { op: 'open image', subject: image, what: 'not open within the deadline', cause: signal.reason }));
+    };
+    if (signal.aborted) onAbort();
+    signal.addEventListener('abort', onAbort, { once: true });
+    opening.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+  });
+}

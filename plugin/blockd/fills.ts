@@ -1,0 +1,78 @@
+/** Whole blobs on demand: for people who want an image's layers as files (`obdctl materialize`), and for caches. */
+import path from 'node:path';
+import type { Clock } from '../base/clock.ts';
+import { AppError } from '../base/errors.ts';
+import { FETCH_STREAM_BYTES } from '../base/limits.ts';
+import type { BlobSource } from '../file/device-spec.ts';
+import type { BlobHandle } from '../file/store/blob-handle.ts';
+import type { ChunkStore } from '../file/store/chunk-store.ts';
+import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
+
+/** Asked for at once: sixteen requests of a stream. */
+const STEP_BYTES = 16 * FETCH_STREAM_BYTES;
+
+/** How long a fetched blob is safe from eviction, so that the caller can read it. */
+const HOLD_MS = 10 * 60_000;
+
+/** Blobs held at once: an image of the most layers the format knows. */
+const MAX_HELD = 255;
+
+export class Fills {
+  private readonly parts: { store: ChunkStore; scheduler: FetchScheduler; storeDir: string; clock: Clock };
+  private readonly held = new Map<string, { handle: BlobHandle; timer: NodeJS.Timeout }>();
+
+  constructor(parts: { store: ChunkStore; scheduler: FetchScheduler; storeDir: string; clock: Clock }) {
+    this.parts = parts;
+  }
+
+  /**
+   * Makes every byte of a blob local, checks its digest and answers where its bytes lie; they stay there for ten minutes at least.
+   * Errors: DataLoss (the registry's bytes are not what the digest names), ResourceExhausted (no room), those of the registry.
+   */
+  async fetchWhole(source: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }> {
+    const { store, scheduler, storeDir } = this.parts;
+    const handle = await store.acquire(source);
+    try {
+      const before = handle.counts().presentBytes;
+      for (let offsetBytes = 0; offsetBytes < source.sizeBytes; offsetBytes += STEP_BYTES) {
+        const lengthBytes = Math.min(STEP_BYTES, source.sizeBytes - offsetBytes);
+        await scheduler.ensure(handle, [{ offsetBytes, lengthBytes }], 'fill', signal);
+      }
+      const outcome = await store.verifyComplete(handle, signal);
+      if (outcome === 'corrupt')
+        throw new AppError('DataLoss', { op: 'fetch whole blob', subject: source.digest, what: 'the bytes do not have this digest' });
+      if (outcome === 'incomplete')
+        throw new AppError('ResourceExhausted', { op: 'fetch whole blob', subject: source.digest, what: 'the store has no room for it' });
+      this.hold(source.digest, handle);
+      return {
+        path: source.localPath ?? path.join(storeDir, 'blobs', 'sha256', source.digest.slice('sha256:'.length), 'data'),
+        fetchedBytes: Math.max(0, handle.sizeBytes - before),
+      };
+    } catch (error) {
+      handle.release();
+      throw error;
+    }
+  }
+
+  /** Gives all held blobs back. */
+  close(): void {
+    for (const digest of [...this.held.keys()]) this.letGo(digest);
+  }
+
+  private hold(digest: string, handle: BlobHandle): void {
+    this.letGo(digest);
+    const oldest = this.held.keys().next().value;
+    if (this.held.size >= MAX_HELD && oldest !== undefined) this.letGo(oldest);
+    const timer = setTimeout(() => this.letGo(digest), HOLD_MS);
+    timer.unref();
+    this.held.set(digest, { handle, timer });
+  }
+
+  private letGo(digest: string): void {
+    const held = this.held.get(digest);
+    if (held === undefined) return;
+    this.held.delete(digest);
+    clearTimeout(held.timer);
+    held.handle.release();
+  }
+}

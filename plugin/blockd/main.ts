@@ -1,0 +1,158 @@
+/**
+ * blockd: the data plane. Serves block devices over FUSE from layers that are partly local and fetches the rest; knows only what is on
+ * disk and what the registry sends, and works without the control plane. Started by the keeper, which holds its connections.
+ *
+ * Usage: main [--config FILE]
+ */
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+import { systemClock } from '../base/clock.ts';
+import { type Config, loadConfig } from '../base/config/config.ts';
+import { describeError } from '../base/errors.ts';
+import { createLogger, type Logger } from '../base/log.ts';
+import { ChunkStore } from '../file/store/chunk-store.ts';
+import { FusePool } from '../fuse/pool.ts';
+import { loadCodec } from '../kernel/codecs.ts';
+import { unmountDevice } from '../kernel/mount-device.ts';
+import { dieWithParent } from '../kernel/process.ts';
+import { RegistryClient } from '../registry/client.ts';
+import { dockerConfigSource } from '../registry/docker-config.ts';
+import { createControlApp, listenControl } from './control.ts';
+import { Devices } from './devices.ts';
+import { EventRing } from './events.ts';
+import { FetchScheduler } from './fetch/fetch-scheduler.ts';
+import { Fills } from './fills.ts';
+import { KeeperLink } from './keeper-link.ts';
+import { registryRanges } from './range-source.ts';
+import { SpecFiles } from './spec-files.ts';
+import type { DataPlaneStats } from './stats.ts';
+
+/** A read from local bytes takes far less; a worker this long at one is spinning or stuck, and another process does better. */
+const WORKER_STUCK_MS = 4000;
+
+/** What is undone at an ordered stop may take this long; the keeper kills at its own limit. */
+const CLOSE_LIMIT_MS = 700;
+
+function createRegistryClient(config: Config, logger: Logger): RegistryClient {
+  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
+  return new RegistryClient({
+    hostsDirs: [hostsDir],
+    plainHttpHosts: plainHttp,
+    logger,
+    headersTimeoutMs: responseTimeoutMs,
+    bodyIdleTimeoutMs: stallTimeoutMs,
+    ...(dockerConfig === undefined ? {} : { credentials: dockerConfigSource(dockerConfig) }),
+  });
+}
+
+async function main(): Promise<void> {
+  const parentPid = process.ppid;
+  if (!dieWithParent(parentPid)) process.exit(1);
+  const { values } = parseArgs({ options: { config: { type: 'string' } } });
+  const config = loadConfig(values.config);
+  const log = createLogger('blockd', config.log.level);
+  const clock = systemClock;
+  const events = new EventRing(clock);
+  const storeDir = path.join(config.paths.root, 'store');
+  const store = await ChunkStore.open({
+    rootDir: storeDir,
+    budgetBytes: config.store.budgetBytes,
+    memoryBytes: config.store.memoryBytes,
+    checkpointMs: config.store.checkpointMs,
+    clock,
+    log,
+    onEvent: (event) => {
+      const isBad = event.kind !== 'store-recovered';
+      const message = 'detail' in event ? event.detail : 'fetched bytes are kept on disk again';
+      events.add({ severity: isBad ? 'warning' : 'info', kind: event.kind, subject: 'digest' in event ? event.digest : storeDir, message });
+    },
+  });
+  const client = createRegistryClient(config, log);
+  const scheduler = new FetchScheduler({
+    store,
+    fetchRange: registryRanges(client),
+    clock,
+    log,
+    patienceMs: config.fetch.patienceMs,
+    limits: { inFlight: config.fetch.concurrency },
+    ...(config.fetch.fill === 'on' ? { fill: { delayMs: config.fetch.fillDelayMs, rateBytesPerS: config.fetch.fillRateBytesPerS } } : {}),
+    onEvent: (event) => {
+      const message = 'detail' in event ? `${event.code}: ${event.detail}` : `after ${event.waitedMs} ms`;
+      const severity = event.kind === 'fetch-failed' ? 'error' : event.kind === 'fetch-waiting' ? 'warning' : 'info';
+      events.add({ severity, kind: event.kind, subject: event.digest, message });
+    },
+  });
+  const pool = new FusePool({
+    workers: config.blockd.workers,
+    maxBackground: config.blockd.maxBackground,
+    onMessage: (message) => devices.receive(message),
+    onFailure: (error) => {
+      log.fatal({ err: error }, 'a worker ended; leaving so that another process goes on');
+      process.kill(process.pid, 'SIGKILL');
+    },
+  });
+  const fills = new Fills({ store, scheduler, storeDir, clock });
+
+  let isStopping = false;
+  const stop = async (): Promise<void> => {
+    if (isStopping) return;
+    isStopping = true;
+    const limit = setTimeout(() => process.exit(0), CLOSE_LIMIT_MS);
+    await pool.close();
+    fills.close();
+    await store.checkpoint();
+    clearTimeout(limit);
+    process.exit(0);
+  };
+  const stopOrDie = (): void => {
+    stop().catch((error: unknown) => {
+      log.error({ reason: describeError(error) }, 'did not end in order');
+      process.exit(1);
+    });
+  };
+  const keeper = new KeeperLink({ onStop: stopOrDie, log });
+  const devices: Devices = new Devices({
+    store,
+    scheduler,
+    codec: loadCodec(),
+    pool,
+    keeper,
+    specFiles: new SpecFiles(path.join(config.paths.root, 'devices')),
+    deviceDir: path.join(config.paths.run, 'devices'),
+    unmount: unmountDevice,
+    onAttached: (device) => {
+      for (const handle of device.handles) scheduler.attach(handle);
+    },
+    clock,
+    events,
+    log,
+  });
+  await devices.restore();
+  const stats = async (): Promise<DataPlaneStats> => ({
+    pid: process.pid,
+    upMs: Math.round(performance.now()),
+    fuse: pool.totals(),
+    store: await store.refreshUsage(),
+    fetch: scheduler.stats(),
+    waitingReads: devices.waitingReads,
+    residentBytes: process.memoryUsage.rss(),
+  });
+  await listenControl(createControlApp({ devices, fills, events, stats, log }), path.join(config.paths.run, 'blockd.sock'));
+
+  setInterval(() => {
+    const busyMs = pool.longestBusyMs();
+    if (busyMs < WORKER_STUCK_MS) return;
+    log.fatal({ busyMs: Math.round(busyMs) }, 'a worker is stuck; leaving so that another process goes on');
+    process.kill(process.pid, 'SIGKILL');
+  }, 1000);
+  process.on('SIGTERM', stopOrDie);
+  process.on('SIGINT', stopOrDie);
+  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  log.info({ root: config.paths.root, devices: devices.list().length }, 'serving');
+  keeper.ready();
+}
+
+main().catch((error: unknown) => {
+  createLogger('blockd').fatal({ err: error, reason: describeError(error) }, 'cannot start');
+  process.exit(1);
+});

@@ -1,0 +1,98 @@
+/**
+ * Reads that the workers could not answer: fetch what is missing, read again, answer. Bounded by the kernel, which lets each device
+ * have only so many requests in flight.
+ */
+import { AppError, describeError, isAppError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import { MissingList } from '../file/file.ts';
+import type { MissedRead } from '../fuse/messages.ts';
+import { MAX_READ_BYTES, OUT_HEADER_BYTES } from '../fuse/protocol.ts';
+import { ERRNO } from '../kernel/libc.ts';
+import type { OpenDevice } from './open-device.ts';
+
+/** The ranges of a read are known at once, so one round is usual; more when units are dropped meanwhile. */
+const MAX_ROUNDS = 16;
+
+/** Corrupt bytes are fetched once more; the second time the read fails. */
+const MAX_CORRUPT = 2;
+
+export interface MissedReadsOptions {
+  /** Sends an answer whose data begins at OUT_HEADER_BYTES of `answer`; must be done with the buffer when it returns. */
+  answer(slot: number, unique: { low: number; high: number }, errno: number, answer: Buffer, lengthBytes: number): void;
+  onReadFailed(device: OpenDevice, miss: MissedRead, error: unknown): void;
+  log: Logger;
+}
+
+export class MissedReads {
+  private readonly options: MissedReadsOptions;
+  private readonly pending = new Map<string, AbortController>();
+  /** Filled and sent without a pause between, so one serves all. */
+  private readonly scratch = Buffer.allocUnsafeSlow(OUT_HEADER_BYTES + MAX_READ_BYTES);
+
+  constructor(options: MissedReadsOptions) {
+    this.options = options;
+  }
+
+  /** Reads that wait now. */
+  get waiting(): number {
+    return this.pending.size;
+  }
+
+  /** Serves one read to its answer; never rejects. */
+  async serve(miss: MissedRead, device: OpenDevice): Promise<void> {
+    const key = keyOf(miss.slot, miss.uniqueLow, miss.uniqueHigh);
+    const abort = new AbortController();
+    this.pending.set(key, abort);
+    device.waiting += 1;
+    const stopWaiting = (): void => abort.abort();
+    device.closed.addEventListener('abort', stopWaiting, { once: true });
+    try {
+      await this.read(miss, device, abort.signal);
+    } catch (error) {
+      // EINTR: the reader gave up (a signal), or nobody is left to read; anything else is a failed read.
+      if (!abort.signal.aborted) this.options.onReadFailed(device, miss, error);
+      this.send(miss, abort.signal.aborted ? ERRNO.EINTR : ERRNO.EIO);
+    } finally {
+      device.closed.removeEventListener('abort', stopWaiting);
+      device.waiting -= 1;
+      this.pending.delete(key);
+    }
+  }
+
+  /** The reader gave up: its read is answered with EINTR. */
+  interrupt(slot: number, uniqueLow: number, uniqueHigh: number): void {
+    this.pending.get(keyOf(slot, uniqueLow, uniqueHigh))?.abort();
+  }
+
+  private async read(miss: MissedRead, device: OpenDevice, signal: AbortSignal): Promise<void> {
+    let ranges = miss.ranges;
+    let corrupt = 0;
+    for (let round = 0; round < MAX_ROUNDS; round += 1) {
+      if (ranges.length > 0) await device.fetch(ranges, signal);
+      const missing = new MissingList();
+      try {
+        if (device.file.readSync(miss.offsetBytes, miss.lengthBytes, this.scratch, OUT_HEADER_BYTES, missing)) {
+          this.send(miss, 0);
+          return;
+        }
+        ranges = missing.ranges;
+      } catch (error) {
+        corrupt += 1;
+        if (!isAppError(error, 'DataLoss') || corrupt >= MAX_CORRUPT) throw error;
+        this.options.log.warn({ device: device.instance, reason: describeError(error) }, 'corrupt bytes; fetching them again');
+        await device.repair(error, signal);
+        ranges = [];
+      }
+    }
+    throw new AppError('Unavailable', { op: 'read', subject: device.instance, what: `bytes still missing after ${MAX_ROUNDS} rounds` });
+  }
+
+  private send(miss: MissedRead, errno: number): void {
+    this.options.answer(miss.slot, { low: miss.uniqueLow, high: miss.uniqueHigh }, errno, this.scratch, miss.lengthBytes);
+  }
+}
+
+/** The kernel names an interrupted request without the resend bit (63). */
+function keyOf(slot: number, low: number, high: number): string {
+  return `${slot}:${low}:${high & 0x7fffffff}`;
+}

@@ -1,0 +1,142 @@
+/**
+ * One device as the main thread holds it: its blobs, its tables, and the file that reads it. Opening fetches the headers and indexes of
+ * all layers, in as few rounds as the formats allow.
+ */
+import assert from 'node:assert/strict';
+import { AppError } from '../base/errors.ts';
+import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables } from '../file/device-file.ts';
+import type { DeviceSpec } from '../file/device-spec.ts';
+import { MissingList, type RandomAccessFile } from '../file/file.ts';
+import type { SharedBlob } from '../file/store/blob-file.ts';
+import type { BlobHandle } from '../file/store/blob-handle.ts';
+import type { ChunkStore } from '../file/store/chunk-store.ts';
+import type { Codec } from '../image/zfile/codec.ts';
+import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
+
+/** Wrapper, header, trailer, tables, and a few rounds for each dependency between them; more means that a format loops. */
+const MAX_OPEN_ROUNDS = 64;
+
+export interface BlobRange {
+  blobId: number;
+  offsetBytes: number;
+  lengthBytes: number;
+}
+
+export interface DeviceParts {
+  store: ChunkStore;
+  scheduler: FetchScheduler;
+  codec: Codec;
+}
+
+export class OpenDevice {
+  readonly instance: string;
+  readonly spec: DeviceSpec;
+  readonly tables: DeviceTables;
+  readonly file: RandomAccessFile;
+  readonly handles: readonly BlobHandle[];
+  /** Reads that wait for bytes, and reads that ended in an error. */
+  waiting = 0;
+  failures = 0;
+  misses = 0;
+  private readonly parts: DeviceParts;
+  private readonly closing = new AbortController();
+
+  private constructor(instance: string, spec: DeviceSpec, tables: DeviceTables, handles: readonly BlobHandle[], parts: DeviceParts) {
+    this.instance = instance;
+    this.spec = spec;
+    this.tables = tables;
+    this.handles = handles;
+    this.parts = parts;
+    this.file = createDeviceFile(
+      tables,
+      handles.map((handle) => handle.file()),
+      parts.codec,
+    );
+  }
+
+  /**
+   * Opens every layer. Rejects with the layer's digest in the error: InvalidArgument or DataLoss for bad layers, Unavailable and the like
+   * when the registry does not answer within `signal`. Nothing stays referenced then.
+   */
+  static async open(instance: string, spec: DeviceSpec, parts: DeviceParts, signal: AbortSignal): Promise<OpenDevice> {
+    const handles: BlobHandle[] = [];
+    try {
+      for (const source of blobsOf(spec)) handles.push(await parts.store.acquire(source));
+      const files = handles.map((handle) => handle.file());
+      const opener = new DeviceOpener(spec, files, parts.codec);
+      for (let round = 0; round < MAX_OPEN_ROUNDS; round += 1) {
+        signal.throwIfAborted();
+        const missing = new MissingList();
+        const tables = opener.tryOpen(missing);
+        if (tables !== undefined) return new OpenDevice(instance, spec, tables, handles, parts);
+        await fetchRanges(parts.scheduler, handles, missing.ranges, signal);
+      }
+      throw new AppError('DataLoss', {
+        op: 'open device',
+        subject: spec.image,
+        what: `still missing bytes after ${MAX_OPEN_ROUNDS} rounds`,
+      });
+    } catch (error) {
+      for (const handle of handles) handle.release();
+      throw error;
+    }
+  }
+
+  /** Aborted when nobody reads any more. */
+  get closed(): AbortSignal {
+    return this.closing.signal;
+  }
+
+  get sizeBytes(): number {
+    return this.tables.deviceSizeBytes;
+  }
+
+  sharedBlobs(): SharedBlob[] {
+    return this.handles.map((handle) => handle.shared());
+  }
+
+  /** Makes ranges of this device's blobs local, before everything that is not a read. */
+  async fetch(ranges: readonly BlobRange[], signal: AbortSignal): Promise<void> {
+    await fetchRanges(this.parts.scheduler, this.handles, ranges, signal);
+  }
+
+  /** A reader came to the marked unit of a read-ahead window. */
+  readAhead(blobId: number, offsetBytes: number): void {
+    const handle = this.handles.find((candidate) => candidate.blobId === blobId);
+    if (handle !== undefined) this.parts.scheduler.readAhead(handle, offsetBytes);
+  }
+
+  /**
+   * Fetches again the stored bytes that an error of a read names, from another mirror if there is one. Rejects with the error itself when
+   * it names no range, and with DataLoss when the bytes were wrong before.
+   */
+  async repair(error: AppError, signal: AbortSignal): Promise<void> {
+    const { blobIndex, offset, length } = error.details;
+    const handle = typeof blobIndex === 'number' ? this.handles[blobIndex] : undefined;
+    if (handle === undefined || typeof offset !== 'number') throw error;
+    const lengthBytes = Math.min(typeof length === 'number' ? length : 1, handle.sizeBytes - offset);
+    await this.parts.scheduler.repair(handle, offset, lengthBytes, signal);
+  }
+
+  /** Lets the fetches of this device end and gives its blobs back; only when no thread reads it any more. */
+  close(): void {
+    this.closing.abort(new AppError('Canceled', { op: 'read', subject: this.instance, what: 'the device was released' }));
+    for (const handle of this.handles) handle.release();
+  }
+}
+
+async function fetchRanges(
+  scheduler: FetchScheduler,
+  handles: readonly BlobHandle[],
+  ranges: readonly BlobRange[],
+  signal: AbortSignal,
+): Promise<void> {
+  const byBlob = Map.groupBy(ranges, (range) => range.blobId);
+  await Promise.all(
+    [...byBlob].map(([blobId, wanted]) => {
+      const handle = handles.find((candidate) => candidate.blobId === blobId);
+      assert(handle !== undefined, 'a read misses only blobs of its device');
+      return scheduler.ensure(handle, wanted, 'demand', signal);
+    }),
+  );
+}
