@@ -4,12 +4,17 @@
  * Usage: main [--config FILE]
  * SIGTERM, or the keeper's `stop`, ends it in order and leaves mounts alone unless told otherwise; the keeper's death ends it too.
  */
+import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { type Config, loadConfig } from './base/config/config.ts';
-import { AppError, describeError } from './base/errors.ts';
+import { describeError } from './base/errors.ts';
 import type { FromKeeper, ToKeeper } from './base/keeper-protocol.ts';
 import { createLogger, type Logger } from './base/log.ts';
+import { BlockdClient } from './blockd/client.ts';
 import { listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
+import { RegistryClient } from './registry/client.ts';
+import { dockerConfigSource } from './registry/docker-config.ts';
+import { parseReference, referenceObject } from './registry/reference.ts';
 import {
   type BlockDevices,
   type ImageMounter,
@@ -29,61 +34,68 @@ function imageMounter(readAheadKib: number): ImageMounter {
   };
 }
 
-function tellKeeper(message: ToKeeper): void {
-  process.send?.(message);
+function blockDevices(client: BlockdClient): BlockDevices {
+  return {
+    attach: (spec, signal) => client.attach(spec, signal),
+    check: (spec, signal) => client.check(spec, signal),
+    detach: (id, signal) => client.detach(id, signal),
+    list: (signal) => client.devices(signal),
+  };
+}
+
+function imageResolver(config: Config, logger: Logger): ImageResolver {
+  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
+  const client = new RegistryClient({
+    hostsDirs: [hostsDir],
+    plainHttpHosts: plainHttp,
+    logger,
+    headersTimeoutMs: responseTimeoutMs,
+    bodyIdleTimeoutMs: stallTimeoutMs,
+    ...(dockerConfig === undefined ? {} : { credentials: dockerConfigSource(dockerConfig) }),
+  });
+  return {
+    parseReference(text) {
+      const { host, repository } = parseReference(text);
+      return { host, repository };
+    },
+    async resolveManifest(text, digest, signal) {
+      const reference = parseReference(text);
+      const { descriptor, bytes } = await client.getManifest(reference, digest ?? referenceObject(reference), { signal });
+      return { manifestBytes: bytes, digest: descriptor.digest, mediaType: descriptor.mediaType };
+    },
+  };
 }
 
 /** Wires and starts the control plane. Errors: those of its parts; blockd and the registry may be away. */
-export async function startSidecar(
-  config: Config,
-  parts: { devices: BlockDevices; resolver: ImageResolver; logger: Logger },
-): Promise<SnapshotterService> {
-  const { prepareDeadlineMs, socket } = config.snapshotter;
+async function startSidecar(config: Config, logger: Logger): Promise<SnapshotterService> {
+  const { prepareDeadlineMs, socket, mountOptions, remapIds } = config.snapshotter;
   return startSnapshotter(
     {
       rootDir: config.paths.root,
       socketPath: socket,
       prepareDeadlineMs,
       resolveDeadlineMs: prepareDeadlineMs * RESOLVE_SHARE,
-      mountOptions: [],
-      remapIds: false,
+      mountOptions,
+      remapIds,
     },
-    { ...parts, mounter: imageMounter(config.blockd.readAheadKib) },
+    {
+      devices: blockDevices(new BlockdClient(path.join(config.paths.run, 'blockd.sock'))),
+      mounter: imageMounter(config.blockd.readAheadKib),
+      resolver: imageResolver(config, logger),
+      logger,
+    },
   );
 }
 
-function away(op: string): AppError {
-  return new AppError('Unavailable', { op, subject: 'data plane', what: 'this process was started without one' });
+function tellKeeper(message: ToKeeper): void {
+  process.send?.(message);
 }
-
-/** Stands for a data plane that is not there: ordinary images work, accelerated ones are refused with the reason. */
-const NO_DEVICES: BlockDevices = {
-  attach: () => Promise.reject(away('attach')),
-  check: () => Promise.reject(away('check')),
-  detach: () => Promise.reject(away('detach')),
-  list: () => Promise.reject(away('list')),
-};
-
-/** Stands for a registry client that is not there: every pull is ordinary. */
-const NO_RESOLVER: ImageResolver = {
-  parseReference: (reference) => {
-    throw new AppError('Unavailable', {
-      op: 'parse reference',
-      subject: reference,
-      what: 'this process was started without a registry client',
-    });
-  },
-  resolveManifest: (reference) =>
-    Promise.reject(
-      new AppError('Unavailable', { op: 'fetch manifest', subject: reference, what: 'this process was started without a registry client' }),
-    ),
-};
 
 async function main(): Promise<void> {
   const { values } = parseArgs({ options: { config: { type: 'string' } } });
   const config = loadConfig(values.config);
   const logger = createLogger('sidecar', config.log.level);
-  const service = await startSidecar(config, { devices: NO_DEVICES, resolver: NO_RESOLVER, logger });
+  const service = await startSidecar(config, logger);
   let isStopping = false;
   const stop = (unmount: boolean): void => {
     if (isStopping) return;
@@ -107,9 +119,7 @@ async function main(): Promise<void> {
   tellKeeper({ op: 'ready' });
 }
 
-if (import.meta.main) {
-  main().catch((error: unknown) => {
-    createLogger('sidecar').fatal({ err: error, reason: describeError(error) }, 'cannot start');
-    process.exit(1);
-  });
-}
+main().catch((error: unknown) => {
+  createLogger('sidecar').fatal({ err: error, reason: describeError(error) }, 'cannot start');
+  process.exit(1);
+});

@@ -12,7 +12,8 @@ export interface BlockDevices {
   check(spec: DeviceSpec, signal: AbortSignal): Promise<{ deviceSizeBytes: number }>;
   /** Stops serving; an unknown id is no error. The device lives on until the kernel releases its file. */
   detach(id: string, signal: AbortSignal): Promise<void>;
-  list(signal: AbortSignal): Promise<{ id: string; state: string; inUse: boolean }[]>;
+  /** The devices that are served or wait to be released. */
+  list(signal: AbortSignal): Promise<readonly { id: string }[]>;
 }
 
 /** Mounts a device's file system read-only; never on the caller's event loop. */

@@ -42,9 +42,9 @@ export class FakeBlockDevices implements BlockDevices {
     this.attached.delete(id);
   }
 
-  async list(): Promise<{ id: string; state: string; inUse: boolean }[]> {
+  async list(): Promise<{ id: string }[]> {
     this.called('list', '');
-    return [...this.attached.keys()].map((id) => ({ id, state: 'serving', inUse: false }));
+    return [...this.attached.keys()].map((id) => ({ id }));
   }
 
   private called(op: string, subject: string): void {
