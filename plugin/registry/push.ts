@@ -1,0 +1,181 @@
+/**
+ * Stores and deletes manifests, and keeps the referrers tag for registries without that API. Source: OCI distribution-spec v1.1 (pushing
+ * manifests, pushing manifests with subject, deleting). Pushes go to the first endpoint that may take them, never to several.
+ */
+import { type Digest, isDigest, sha256 } from '../base/digest.ts';
+import { AppError, isAppError } from '../base/errors.ts';
+import { MAX_MANIFEST_BYTES } from '../base/limits.ts';
+import type { Descriptor } from '../image/oci/descriptor.ts';
+import { encodeManifest, type Index, parseIndex, parseManifestOrIndex } from '../image/oci/manifest.ts';
+import { MEDIA_TYPE } from '../image/oci/media-types.ts';
+import type { Access } from './auth.ts';
+import { HeadSink } from './body.ts';
+import type { Endpoint, HostResolver } from './hosts.ts';
+import { headerOf, peerError } from './http-errors.ts';
+import { MAX_ATTEMPTS } from './limits.ts';
+import { referrersTag } from './lists.ts';
+import { type CallOptions, checkObject, type ManifestReader } from './manifests.ts';
+import { formatRepository, type Repository } from './reference.ts';
+import { withRetries } from './retry.ts';
+import type { RegistryCall, Session } from './session.ts';
+import type { ExchangeHead } from './transport.ts';
+
+/** The endpoint that takes pushes. Throws FailedPrecondition when none does. */
+export async function pushEndpoint(hosts: HostResolver, repository: Repository): Promise<Endpoint> {
+  const endpoint = (await hosts.resolve(repository.host)).find((candidate) => candidate.capabilities.has('push'));
+  if (endpoint !== undefined) return endpoint;
+  throw new AppError('FailedPrecondition', {
+    op: 'push to',
+    subject: formatRepository(repository),
+    what: 'no endpoint of the registry takes pushes',
+  });
+}
+
+export class ManifestWriter {
+  private readonly session: Session;
+  private readonly hosts: HostResolver;
+  private readonly manifests: ManifestReader;
+
+  constructor(session: Session, hosts: HostResolver, manifests: ManifestReader) {
+    this.session = session;
+    this.hosts = hosts;
+    this.manifests = manifests;
+  }
+
+  /**
+   * Stores a manifest under a tag or its digest and returns the digest. A manifest with a `subject` is also entered into the referrers tag
+   * when the registry does not do so itself. Throws InvalidArgument for a document that is no manifest, DataLoss when the registry
+   * stored other bytes, and the errors of any request.
+   */
+  async putManifest(
+    repository: Repository,
+    tagOrDigest: string,
+    bytes: Uint8Array,
+    mediaType: string,
+    options: CallOptions = {},
+  ): Promise<Digest> {
+    checkObject(repository, tagOrDigest);
+    const digest = sha256(bytes);
+    const document = `${formatRepository(repository)} ${tagOrDigest}`;
+    const parsed = parseManifestOrIndex(bytes, mediaType, document);
+    if (bytes.length > MAX_MANIFEST_BYTES || (isDigest(tagOrDigest) && tagOrDigest !== digest)) {
+      throw new AppError('InvalidArgument', {
+        op: 'push manifest',
+        subject: document,
+        what: `the document is ${digest}, ${bytes.length} bytes`,
+      });
+    }
+    const endpoint = await pushEndpoint(this.hosts, repository);
+    const head = await this.put(endpoint, repository, tagOrDigest, bytes, parsed.mediaType, digest, options);
+    if (parsed.subject !== undefined && headerOf(head.headers, 'oci-subject') !== parsed.subject.digest) {
+      const artifactType = parsed.artifactType ?? (parsed.kind === 'manifest' ? parsed.config.mediaType : undefined);
+      const descriptor: Descriptor = {
+        mediaType: parsed.mediaType,
+        digest,
+        sizeBytes: bytes.length,
+        ...(parsed.annotations === undefined ? {} : { annotations: parsed.annotations }),
+        ...(artifactType === undefined ? {} : { artifactType }),
+      };
+      await this.enterReferrer(endpoint, repository, parsed.subject.digest, descriptor, options);
+    }
+    return digest;
+  }
+
+  private put(
+    endpoint: Endpoint,
+    repository: Repository,
+    object: string,
+    bytes: Uint8Array,
+    mediaType: string,
+    digest: Digest,
+    options: CallOptions,
+  ): Promise<ExchangeHead> {
+    const access: Access = { repository, actions: ['pull', 'push'] };
+    return withRetries(this.session.clock, options.signal, async () => {
+      const deadline = this.session.deadline(options.signal, options.timeoutMs);
+      const call: RegistryCall = {
+        op: 'push manifest',
+        subject: object,
+        access,
+        method: 'PUT',
+        target: `/manifests/${object}`,
+        deadline,
+        headers: { 'content-type': mediaType, 'content-length': String(bytes.length) },
+        body: () => bytes,
+      };
+      const sink = new HeadSink();
+      const head = await this.session.send(endpoint, call, () => sink);
+      if (head.status !== 201 && head.status !== 200) throw this.session.statusError(endpoint, call, head, sink.bytes());
+      const stored = headerOf(head.headers, 'docker-content-digest');
+      if (stored !== undefined && stored !== digest) {
+        throw peerError(
+          'DataLoss',
+          this.session.purposeOf(endpoint, call),
+          `stored the manifest as ${stored.slice(0, 80)} instead of ${digest}`,
+        );
+      }
+      return head;
+    });
+  }
+
+  /** Adds an entry to the index under the referrers tag. Two writers may overwrite each other, so the result is read back. */
+  private async enterReferrer(
+    endpoint: Endpoint,
+    repository: Repository,
+    subject: Digest,
+    entry: Descriptor,
+    options: CallOptions,
+  ): Promise<void> {
+    const tag = referrersTag(subject);
+    for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt += 1) {
+      const index = await this.readReferrers(endpoint, repository, tag, options);
+      if (index.manifests.some((descriptor) => descriptor.digest === entry.digest)) return;
+      const bytes = encodeManifest({ ...index, manifests: [...index.manifests, entry] });
+      await this.put(endpoint, repository, tag, bytes, MEDIA_TYPE.ociIndex, sha256(bytes), options);
+    }
+    const index = await this.readReferrers(endpoint, repository, tag, options);
+    if (index.manifests.some((descriptor) => descriptor.digest === entry.digest)) return;
+    throw new AppError('Conflict', {
+      op: 'enter referrer',
+      subject: `${formatRepository(repository)}:${tag}`,
+      what: `other writers replaced the list ${MAX_ATTEMPTS} times`,
+      retryAfterMs: 1000,
+    });
+  }
+
+  private async readReferrers(endpoint: Endpoint, repository: Repository, tag: string, options: CallOptions): Promise<Index> {
+    try {
+      const { bytes, descriptor } = await withRetries(this.session.clock, options.signal, () =>
+        this.manifests.getFrom(endpoint, repository, tag, this.session.deadline(options.signal, options.timeoutMs)),
+      );
+      return parseIndex(bytes, descriptor.mediaType, `${formatRepository(repository)}:${tag}`);
+    } catch (error) {
+      if (isAppError(error, 'NotFound')) return { kind: 'index', mediaType: MEDIA_TYPE.ociIndex, manifests: [] };
+      throw error;
+    }
+  }
+
+  /** Deletes a manifest by digest, or a tag where the registry allows it. NotFound when it is not there. */
+  deleteManifest(repository: Repository, tagOrDigest: string, options: CallOptions = {}): Promise<void> {
+    checkObject(repository, tagOrDigest);
+    return this.remove(repository, `/manifests/${tagOrDigest}`, tagOrDigest, options);
+  }
+
+  /** Deletes a blob from the repository. NotFound when it is not there. */
+  deleteBlob(repository: Repository, digest: Digest, options: CallOptions = {}): Promise<void> {
+    return this.remove(repository, `/blobs/${digest}`, digest, options);
+  }
+
+  private async remove(repository: Repository, target: string, subject: string, options: CallOptions): Promise<void> {
+    const endpoint = await pushEndpoint(this.hosts, repository);
+    const access: Access = { repository, actions: ['pull', 'push', 'delete'] };
+    await withRetries(this.session.clock, options.signal, async () => {
+      const deadline = this.session.deadline(options.signal, options.timeoutMs);
+      const call: RegistryCall = { op: 'delete', subject, access, method: 'DELETE', target, deadline };
+      const sink = new HeadSink();
+      const head = await this.session.send(endpoint, call, () => sink);
+      if (head.status !== 202 && head.status !== 200 && head.status !== 204)
+        throw this.session.statusError(endpoint, call, head, sink.bytes());
+    });
+  }
+}
