@@ -118,7 +118,12 @@ export class Containerd implements AsyncDisposable {
   /** Runs `ctr` of the same version. `namespace` defaults to `default`; CRI's is `k8s.io`. */
   ctr(args: readonly string[], options: RunOptions & { namespace?: string } = {}): Promise<RunResult> {
     const { namespace = 'default', ...rest } = options;
-    return run(this.binaries.ctr, ['--address', this.socket, '--namespace', namespace, ...args], rest);
+    return run(this.binaries.ctr, this.ctrArgs(args, namespace), rest);
+  }
+
+  /** The arguments that {@link ctr} gives to `binaries.ctr`, for callers that start it themselves. */
+  ctrArgs(args: readonly string[], namespace = 'default'): string[] {
+    return ['--address', this.socket, '--namespace', namespace, ...args];
   }
 
   logTail(lines = 60): string {
