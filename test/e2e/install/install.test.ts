@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 
 const repository = join(import.meta.dirname, '../../..');
 const scratch = fs.mkdtempSync(join(tmpdir(), 'obd-install-'));
@@ -75,6 +75,8 @@ beforeEach(() => {
   fs.writeFileSync(at('etc/containerd/config.toml'), CONTAINERD);
 });
 
+// An installation has 250 MB.
+afterEach(() => fs.rmSync(root, { recursive: true, force: true }));
 afterAll(() => fs.rmSync(scratch, { recursive: true, force: true }));
 
 describe('install.sh', () => {
