@@ -13,13 +13,18 @@ export class BlobHandle {
   readonly source: BlobSource;
   private readonly memory: UnitCache;
   private readonly onRelease: () => void;
-  private isOpen = true;
+  private held = true;
 
   constructor(blob: Blob, source: BlobSource, memory: UnitCache, onRelease: () => void) {
     this.blob = blob;
     this.source = source;
     this.memory = memory;
     this.onRelease = onRelease;
+  }
+
+  /** False after {@link release}. */
+  get isHeld(): boolean {
+    return this.held;
   }
 
   get blobId(): number {
@@ -57,7 +62,7 @@ export class BlobHandle {
 
   /** What a worker thread needs to build its {@link BlobFile}; valid until {@link release}. */
   shared(): SharedBlob {
-    assert(this.isOpen);
+    assert(this.held);
     const { id, digest, sizeBytes, presence } = this.blob;
     return { blobId: id, digest, sizeBytes, presence: presence.buffer };
   }
@@ -80,8 +85,8 @@ export class BlobHandle {
    * last release closes the descriptor.
    */
   release(): void {
-    if (!this.isOpen) return;
-    this.isOpen = false;
+    if (!this.held) return;
+    this.held = false;
     this.onRelease();
   }
 }

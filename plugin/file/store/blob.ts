@@ -274,9 +274,8 @@ export class Blob {
   async close(): Promise<void> {
     await this.lock.run(async () => {
       const fd = this.dataFd;
+      this.abandonDisk();
       this.dataFd = -1;
-      this.presence.fd = -1;
-      this.presence.forget(0, this.unitCount);
       if (fd >= 0) await this.place.fs.close(fd);
     });
   }

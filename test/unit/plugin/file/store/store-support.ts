@@ -1,6 +1,5 @@
 /** What the chunk store's tests share: scratch roots, blobs with known bytes, and reading through the public contract. */
 import { execFileSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -24,14 +23,17 @@ export function scratchDir(): string {
   return dir;
 }
 
-/** Bytes that differ in every unit and repeat for a seed. */
+/** Bytes that differ everywhere and repeat for a seed (xorshift32). */
 export function bytesOf(seed: number, sizeBytes: number): Uint8Array {
-  const bytes = new Uint8Array(sizeBytes);
-  for (let at = 0; at < sizeBytes; at += 32) {
-    const block = createHash('sha256').update(`${seed}/${at}`).digest();
-    bytes.set(block.subarray(0, Math.min(32, sizeBytes - at)), at);
+  const words = new Uint32Array(Math.ceil(sizeBytes / 4));
+  let state = (seed * 2_654_435_761 + 1) >>> 0 || 1;
+  for (let at = 0; at < words.length; at += 1) {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    words[at] = state;
   }
-  return bytes;
+  return new Uint8Array(words.buffer, 0, sizeBytes);
 }
 
 export function sourceOf(bytes: Uint8Array, host = 'registry.example'): BlobSource {

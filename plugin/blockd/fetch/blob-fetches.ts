@@ -1,0 +1,46 @@
+/** What the scheduler knows about one blob while some device uses it. */
+import { setMaxListeners } from 'node:events';
+import type { AppError } from '../../base/errors.ts';
+import type { BlobHandle } from '../../file/store/blob-handle.ts';
+import type { Fetch } from './fetch.ts';
+import { Fifo, type HostGroup } from './fetch-queue.ts';
+import { FetchCounters } from './fetch-stats.ts';
+import type { FetchPriority } from './fetch-types.ts';
+import { StreamDetector } from './stream-detector.ts';
+
+export class BlobFetches {
+  readonly handle: BlobHandle;
+  readonly group: HostGroup;
+  /** The fetch that will bring a unit, waiting or under way. */
+  readonly units = new Map<number, Fetch>();
+  readonly lines: Record<FetchPriority, Fifo<Fetch>> = { demand: new Fifo(), prefetch: new Fifo(), fill: new Fifo() };
+  readonly streams: StreamDetector;
+  readonly counters = new FetchCounters();
+  /** Ends with the blob's last reader; verification and background fill watch it. */
+  readonly gone = new AbortController();
+  inFlight = 0;
+  /** Failures in a row, and the last one; 0 and undefined while all is well. */
+  failures = 0;
+  lastError: AppError | undefined;
+  failingSinceMs = 0;
+  /** True during the pause after a failure. */
+  isParked = false;
+  lastMirror: string | undefined;
+  /** When a unit was last fetched again because its bytes proved wrong. */
+  readonly repairedAtMs = new Map<number, number>();
+  isVerifying = false;
+  /** Its complete bytes were not what the digest names: it is not filled by itself again. */
+  isCorrupt = false;
+  failedToldAtMs = Number.NEGATIVE_INFINITY;
+
+  constructor(handle: BlobHandle, group: HostGroup) {
+    this.handle = handle;
+    this.group = group;
+    setMaxListeners(0, this.gone.signal);
+    this.streams = new StreamDetector(handle.unitCount);
+  }
+
+  get isGone(): boolean {
+    return this.gone.signal.aborted;
+  }
+}
