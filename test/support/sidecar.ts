@@ -2,7 +2,7 @@
  * The product, started from source in a scratch directory: `plugin/keeper/main.ts` with a configuration of its own. Processes are found
  * by that configuration's path and killed by pid; disposing checks that no process, mount or loop device is left. Ours.
  */
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join, resolve } from 'node:path';
 import { stringify } from 'smol-toml';
@@ -28,7 +28,7 @@ export type SidecarConfig = Readonly<Record<string, Readonly<Record<string, stri
 export interface SidecarOptions {
   config?: SidecarConfig;
   env?: Readonly<Record<string, string>>;
-  /** Milliseconds until both sockets must answer. */
+  /** Milliseconds until the product must say that it is ready. */
   readyMs?: number;
 }
 
@@ -54,7 +54,7 @@ export class Sidecar implements AsyncDisposable {
     this.logPath = scratch.join('sidecar.log');
   }
 
-  /** Starts the three processes and waits until both sockets take connections. */
+  /** Starts the three processes and waits until the keeper says that both children are ready and the snapshotter's socket answers. */
   static async start(options: SidecarOptions = {}): Promise<Sidecar> {
     const sidecar = new Sidecar(await Scratch.create('sc'), options);
     try {
@@ -84,6 +84,7 @@ export class Sidecar implements AsyncDisposable {
   /** Starts the keeper again after {@link stop} or its death. */
   async startAgain(): Promise<void> {
     if (this.daemon !== undefined && this.daemon.endedHow === undefined) return;
+    const logged = this.logBytes();
     const { NOTIFY_SOCKET: _, ...env } = process.env;
     const daemon = await Daemon.start({
       name: 'overlaybd-sidecar',
@@ -94,12 +95,22 @@ export class Sidecar implements AsyncDisposable {
       logPath: this.logPath,
     });
     this.daemon = daemon;
-    await daemon.waitReady('both sockets to take connections', () => this.answers(), this.options.readyMs ?? 60_000);
+    await daemon.waitReady('its readiness', async () => this.saysReady(logged) && (await this.answers()), this.options.readyMs ?? 60_000);
   }
 
-  /** True when the snapshotter's and the admin API's sockets take connections. */
-  async answers(): Promise<boolean> {
-    return (await takesConnections(this.snapshotterSocket)) && (await takesConnections(this.adminSocket));
+  private logBytes(): number {
+    return existsSync(this.logPath) ? statSync(this.logPath).size : 0;
+  }
+
+  /** The keeper writes one line when both children are ready; with systemd it would notify. */
+  private saysReady(sinceBytes: number): boolean {
+    const log = readFileSync(this.logPath).subarray(sinceBytes).toString();
+    return log.split('\n').some((line) => line.includes('"name":"keeper"') && line.includes('"msg":"ready"'));
+  }
+
+  /** True when the snapshotter's socket takes connections. */
+  answers(): Promise<boolean> {
+    return takesConnections(this.snapshotterSocket);
   }
 
   /** All processes of this instance that live now, found by the configuration's path. */
@@ -183,7 +194,7 @@ export class Sidecar implements AsyncDisposable {
   /** Ends everything and cleans up; fails when something was left that the product should have taken away. */
   async [Symbol.asyncDispose](): Promise<void> {
     const failures: unknown[] = [];
-    const wasOrderly = this.daemon !== undefined && existsSync(this.adminSocket);
+    const wasOrderly = this.daemon !== undefined && existsSync(this.snapshotterSocket);
     const tail = this.logTail();
     await this.stop().catch((error: unknown) => failures.push(error));
     const left = [...this.leftovers(), ...this.processes().map((p) => `process ${p.pid} ${p.args.join(' ')}`)];
