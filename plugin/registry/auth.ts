@@ -84,8 +84,12 @@ export class Authenticator {
   /** Logs in again if the credentials changed or the token is over. */
   private async recheck(key: string, known: Authorization, endpoint: Endpoint, access: Access): Promise<string> {
     const credential = await this.credentialFor(endpoint, access);
-    const isCurrent = this.options.clock.monotonicMs() < known.expiresAtMs && credentialFingerprint(credential) === known.credential;
-    return isCurrent ? known.header : (await this.logIn(key, known.login, credential, endpoint, access)).header;
+    const nowMs = this.options.clock.monotonicMs();
+    if (nowMs >= known.expiresAtMs || credentialFingerprint(credential) !== known.credential) {
+      return (await this.logIn(key, known.login, credential, endpoint, access)).header;
+    }
+    if (nowMs >= known.renewAtMs) this.renewEarly(key, known, endpoint, access);
+    return known.header;
   }
 
   private renewEarly(key: string, known: Authorization, endpoint: Endpoint, access: Access): void {
