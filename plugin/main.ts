@@ -4,14 +4,18 @@
  * Usage: main [--config FILE]
  * SIGTERM, or the keeper's `stop`, ends it in order and leaves mounts alone unless told otherwise; the keeper's death ends it too.
  */
+import fs from 'node:fs';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
+import { createAdminApp } from '../admin/app.ts';
+import { startAdminServer } from '../admin/server.ts';
 import { type Config, loadConfig } from './base/config/config.ts';
-import { describeError } from './base/errors.ts';
+import { AppError, describeError } from './base/errors.ts';
 import type { FromKeeper, ToKeeper } from './base/keeper-protocol.ts';
 import { createLogger, type Logger } from './base/log.ts';
 import { BlockdClient } from './blockd/client.ts';
 import { listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
+import { GatheredAdminServices } from './main/admin-services.ts';
 import { RegistryClient } from './registry/client.ts';
 import { dockerConfigSource } from './registry/docker-config.ts';
 import { parseReference, referenceObject } from './registry/reference.ts';
@@ -67,7 +71,7 @@ function imageResolver(config: Config, logger: Logger): ImageResolver {
 }
 
 /** Wires and starts the control plane. Errors: those of its parts; blockd and the registry may be away. */
-async function startSidecar(config: Config, logger: Logger): Promise<SnapshotterService> {
+async function startSidecar(config: Config, blockd: BlockdClient, logger: Logger): Promise<SnapshotterService> {
   const { prepareDeadlineMs, socket, mountOptions, remapIds } = config.snapshotter;
   return startSnapshotter(
     {
@@ -79,12 +83,21 @@ async function startSidecar(config: Config, logger: Logger): Promise<Snapshotter
       remapIds,
     },
     {
-      devices: blockDevices(new BlockdClient(path.join(config.paths.run, 'blockd.sock'))),
+      devices: blockDevices(blockd),
       mounter: imageMounter(config.blockd.readAheadKib),
       resolver: imageResolver(config, logger),
       logger,
     },
   );
+}
+
+/** The version of the package that this file belongs to: beside the sources, or above the compiled ones. */
+function readVersion(): string {
+  for (const up of ['..', '../..']) {
+    const file = path.join(import.meta.dirname, up, 'package.json');
+    if (fs.existsSync(file)) return (JSON.parse(fs.readFileSync(file, 'utf8')) as { version: string }).version;
+  }
+  return 'unknown';
 }
 
 function tellKeeper(message: ToKeeper): void {
@@ -95,18 +108,37 @@ async function main(): Promise<void> {
   const { values } = parseArgs({ options: { config: { type: 'string' } } });
   const config = loadConfig(values.config);
   const logger = createLogger('sidecar', config.log.level);
-  const service = await startSidecar(config, logger);
+  const version = readVersion();
+  const blockd = new BlockdClient(path.join(config.paths.run, 'blockd.sock'));
+  const service = await startSidecar(config, blockd, logger);
+  const services = new GatheredAdminServices({
+    config,
+    version,
+    snapshotter: service,
+    blockd,
+    materialize: (reference) =>
+      Promise.reject(new AppError('Unimplemented', { op: 'materialize', subject: reference, what: 'this build cannot yet' })),
+  });
+  const { socket, tcpListen, tcpTokenFile } = config.admin;
+  const admin = await startAdminServer({
+    app: createAdminApp({ services, version, log: logger }),
+    socketPath: socket,
+    ...(tcpListen === undefined || tcpTokenFile === undefined ? {} : { tcp: { address: tcpListen, tokenFile: tcpTokenFile } }),
+  });
   let isStopping = false;
   const stop = (unmount: boolean): void => {
     if (isStopping) return;
     isStopping = true;
-    service.stop({ unmount }).then(
-      () => process.exit(0),
-      (error: unknown) => {
-        logger.error({ err: error }, 'did not end in order');
-        process.exit(1);
-      },
-    );
+    admin
+      .close()
+      .then(() => service.stop({ unmount }))
+      .then(
+        () => process.exit(0),
+        (error: unknown) => {
+          logger.error({ err: error }, 'did not end in order');
+          process.exit(1);
+        },
+      );
   };
   process.on('SIGTERM', () => stop(false));
   process.on('SIGINT', () => stop(false));
