@@ -1,8 +1,9 @@
 /**
  * Writes a registry blob to a staging file while the layer is being built: bytes of the LSMT layer in, compressed blocks out in order,
- * then what is known only at the end (jump table, trailer, final header, tar head), then the digests. Formats: overlaybd-formats.md 2, 3.
+ * then what is known only at the end (jump table, trailer, final header, tar head), then the list of chunk digests. Formats:
+ * overlaybd-formats.md 2, 3.
  *
- *   0 tar head │ 1536 ZFile header │ blocks … │ jump table │ trailer │ tar tail
+ *   0 tar head │ 1536 ZFile header │ blocks … │ jump table │ trailer ║ chunk list (seal-worker.ts)
  */
 import assert from 'node:assert';
 import { type FileHandle, open, rm } from 'node:fs/promises';
@@ -10,16 +11,17 @@ import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { Digest } from '../../base/digest.ts';
 import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
-import { encodePaxHead, encodeTail, PAX_HEAD_BYTES } from '../../image/overlaybd-tar/wrapper.ts';
+import { roundUp, SECTOR_BYTES } from '../../base/units.ts';
+import { encodePaxHead, PAX_HEAD_BYTES } from '../../image/overlaybd-tar/wrapper.ts';
 import { CRC_SEED, crc32c } from '../../image/zfile/crc32c.ts';
 import { encodeZFileBlock, ZFILE_BLOCK_BYTES } from '../../image/zfile/header.ts';
 import { type Compression, type CompressPool, JOB_BYTES, type Job } from './compress-pool.ts';
-import type { CompressResult } from './compress-worker.ts';
-import type { DigestRequest, DigestResult } from './digest-worker.ts';
-import type { ByteSink } from './layer-stream.ts';
+import { type CompressRequest, type CompressResult, FILLER_BYTES } from './compress-worker.ts';
+import type { ByteSink, SettledData } from './layer-stream.ts';
+import type { SealRequest, SealResult } from './seal-worker.ts';
 import { stagingError } from './spool.ts';
 
-const WORKER = path.join(import.meta.dirname, `digest-worker${path.extname(import.meta.filename)}`);
+const WORKER = path.join(import.meta.dirname, `seal-worker${path.extname(import.meta.filename)}`);
 
 /** Each chunk has its own SHA-256, so that a lazy read is checked before it is served; equal to what one miss fetches. */
 export const CHUNK_BYTES = FETCH_UNIT_BYTES;
@@ -28,8 +30,8 @@ export interface WrittenBlob {
   path: string;
   digest: Digest;
   sizeBytes: number;
-  /** SHA-256 of each {@link CHUNK_BYTES} of the blob, 32 bytes each, in order; the last chunk may be short. */
-  chunkDigests: Uint8Array;
+  /** Where in the blob the SHA-256 of each chunk before it lie, 32 bytes each, in order; the last chunk may be short. */
+  chunkList: { digest: Digest; offsetBytes: number; sizeBytes: number; chunkBytes: number };
 }
 
 export class BlobWriter implements ByteSink {
@@ -39,9 +41,14 @@ export class BlobWriter implements ByteSink {
   private readonly compression: Compression;
   private job: Job | undefined;
   private filled = 0;
+  private submittedBytes = 0;
   /** Bytes that arrived while no buffer was free; at most what one push of the tar reader brings. */
   private overflow: Buffer[] = [];
-  private originalBytes = 0;
+  /** `skippable` until {@link settle}. */
+  private content: CompressRequest['content'] = 'skippable';
+  private readonly shifts: { writtenAt: number; shiftBytes: number }[] = [{ writtenAt: 0, shiftBytes: 0 }];
+  /** Of the layer file, as far as its blocks are in the blob. */
+  private layerBytes = 0;
   private position = PAX_HEAD_BYTES + ZFILE_BLOCK_BYTES;
   private sizes: Uint32Array[] = [];
   /** Ends when everything handed to the pool so far is in the file. */
@@ -62,7 +69,6 @@ export class BlobWriter implements ByteSink {
 
   /** Takes bytes of the layer. Never waits: call {@link ready} between writes of at most some MiB. */
   write(bytes: Uint8Array): void {
-    this.originalBytes += bytes.length;
     if (this.overflow.length > 0) this.overflow.push(Buffer.from(bytes));
     else this.fill(bytes);
   }
@@ -82,7 +88,17 @@ export class BlobWriter implements ByteSink {
     this.throwFailure();
   }
 
-  /** Completes the blob and computes its digests. The file stays; nothing else may be called afterwards. */
+  /** See {@link ByteSink}. Rejects with the first error of compressing or writing. */
+  async settle(): Promise<SettledData> {
+    await this.ready();
+    if (this.job !== undefined) this.submit();
+    await this.written;
+    this.throwFailure();
+    this.content = 'exact';
+    return { shifts: this.shifts, endBytes: this.layerBytes };
+  }
+
+  /** Completes the blob and computes its digest. The file stays; nothing else may be called afterwards. */
   async finish(): Promise<WrittenBlob> {
     await this.ready();
     if (this.job !== undefined) this.submit();
@@ -92,12 +108,16 @@ export class BlobWriter implements ByteSink {
     const values = {
       indexOffsetBytes: this.position - PAX_HEAD_BYTES,
       blockCount: table.length / 4,
-      originalSizeBytes: this.originalBytes,
+      originalSizeBytes: this.layerBytes,
       indexCrc: crc32c(CRC_SEED, table),
     };
-    assert.equal(values.blockCount, Math.ceil(this.originalBytes / this.compression.blockSizeBytes));
+    assert.equal(values.blockCount, Math.ceil(this.layerBytes / this.compression.blockSizeBytes));
     const payloadBytes = values.indexOffsetBytes + table.length + ZFILE_BLOCK_BYTES;
-    const end = Buffer.concat([table, encodeZFileBlock('trailer', this.compression, values), encodeTail(payloadBytes)]);
+    const end = Buffer.concat([
+      table,
+      encodeZFileBlock('trailer', this.compression, values),
+      Buffer.alloc(roundUp(payloadBytes, SECTOR_BYTES) - payloadBytes),
+    ]);
     try {
       await writeAll(this.file, end, this.position);
       const head = Buffer.concat([encodePaxHead(payloadBytes), encodeZFileBlock('final-header', this.compression, values)]);
@@ -106,8 +126,14 @@ export class BlobWriter implements ByteSink {
     } catch (cause) {
       throw stagingError(cause, this.path);
     }
-    const { sha256, sizeBytes, chunks } = await digestFile({ path: this.path, chunkBytes: CHUNK_BYTES });
-    return { path: this.path, digest: `sha256:${sha256}`, sizeBytes, chunkDigests: chunks };
+    const { sha256, sizeBytes, list } = await sealFile({ path: this.path, chunkBytes: CHUNK_BYTES });
+    const chunkList = {
+      digest: `sha256:${list.sha256}` as const,
+      offsetBytes: list.offsetBytes,
+      sizeBytes: list.sizeBytes,
+      chunkBytes: CHUNK_BYTES,
+    };
+    return { path: this.path, digest: `sha256:${sha256}`, sizeBytes, chunkList };
   }
 
   /** Gives up: closes and removes the file. */
@@ -137,12 +163,17 @@ export class BlobWriter implements ByteSink {
     const rawBytes = this.filled;
     this.job = undefined;
     this.filled = 0;
-    const result = this.pool.run(job, rawBytes);
-    const before = this.written;
-    this.written = this.store(result, before);
+    this.written = this.store(this.pool.run(job, rawBytes, this.content), rawBytes, this.submittedBytes, this.content, this.written);
+    this.submittedBytes += rawBytes;
   }
 
-  private async store(result: Promise<CompressResult>, before: Promise<void>): Promise<void> {
+  private async store(
+    result: Promise<CompressResult>,
+    rawBytes: number,
+    writtenAt: number,
+    content: CompressRequest['content'],
+    before: Promise<void>,
+  ): Promise<void> {
     try {
       const done = await result;
       try {
@@ -151,12 +182,27 @@ export class BlobWriter implements ByteSink {
         await writeAll(this.file, done.out.subarray(0, done.outBytes), this.position);
         this.position += done.outBytes;
         this.sizes.push(done.sizes);
+        this.noteShifts(done, writtenAt);
+        this.layerBytes += content === 'exact' ? rawBytes : done.sizes.length * this.compression.blockSizeBytes;
       } finally {
         // Also after a failure: other layers of the conversion may be waiting for buffers.
         this.pool.release({ raw: done.raw, out: done.out });
       }
     } catch (error) {
       this.failure ??= { error: stagingError(error, this.path) };
+    }
+  }
+
+  /** Keeps in the books where the bytes of a job came to lie, before `layerBytes` moves on. */
+  private noteShifts({ fillers }: CompressResult, writtenAt: number): void {
+    let shiftBytes = this.layerBytes - writtenAt;
+    const note = (at: number): void => {
+      if (this.shifts.at(-1)!.shiftBytes !== shiftBytes) this.shifts.push({ writtenAt: at, shiftBytes });
+    };
+    note(writtenAt);
+    for (const filler of fillers) {
+      shiftBytes += FILLER_BYTES;
+      note(writtenAt + filler);
     }
   }
 
@@ -172,7 +218,7 @@ async function writeAll(file: FileHandle, bytes: Uint8Array, position: number): 
   }
 }
 
-function digestFile(request: DigestRequest): Promise<DigestResult> {
+function sealFile(request: SealRequest): Promise<SealResult> {
   return new Promise((resolve, reject) => {
     const worker = new Worker(WORKER, { workerData: request, execArgv: [] });
     worker.once('message', resolve);

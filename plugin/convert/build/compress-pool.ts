@@ -74,10 +74,10 @@ export class CompressPool {
   }
 
   /** Compresses the first `rawBytes` of the job; its buffers come back in the result and must be released. */
-  run(job: Job, rawBytes: number): Promise<CompressResult> {
+  run(job: Job, rawBytes: number, content: CompressRequest['content']): Promise<CompressResult> {
     if (this.failure !== undefined) return Promise.reject(this.failure);
     const id = this.nextId++;
-    const request: CompressRequest = { id, ...this.compression, ...job, rawBytes };
+    const request: CompressRequest = { id, ...this.compression, ...job, rawBytes, content };
     return new Promise<CompressResult>((resolve, reject) => {
       this.running.set(id, { resolve, reject });
       this.workers[id % this.workers.length]!.postMessage(request, [job.raw.buffer, job.out.buffer]);

@@ -17,6 +17,7 @@ import { ANNOTATION, LAYER_VERSION } from '../../image/oci/annotations.ts';
 import { TarReader } from '../../image/tar/reader.ts';
 import { ALGORITHM } from '../../image/zfile/codec.ts';
 import { BlobWriter, type WrittenBlob } from './blob-writer.ts';
+import { CHUNK_LIST_ANNOTATION, encodeChunkList } from './chunk-list.ts';
 import { type Compression, CompressPool } from './compress-pool.ts';
 import { decompress } from './decompress.ts';
 import { FullContent } from './full-content.ts';
@@ -26,7 +27,8 @@ import { MetadataStore } from './metadata-store.ts';
 import type { ConvertedLayer, ConvertOptions, SourceLayer } from './options.ts';
 import { Spool } from './spool.ts';
 
-export const DEFAULT_COMPRESSION: Compression = { algorithm: ALGORITHM.lz4, blockSizeBytes: 4 * KIB };
+/** Smallest blobs, and with them fewest bytes for a lazy start over a network; figures in test/bench/RESULTS.md. */
+export const DEFAULT_COMPRESSION: Compression = { algorithm: ALGORITHM.zstd, blockSizeBytes: 64 * KIB };
 const DEFAULT_THREADS = 2;
 const DEFAULT_MAX_LAYER_BYTES = 256 * GIB;
 
@@ -146,7 +148,7 @@ class LayerBuilder {
     tree.endLayer();
     this.files.reset();
     const uuid = uuidOf(this.chainId);
-    stream.finish({ deviceBytes: space.endBytes, uuid, parentUuid: parentChainId === undefined ? undefined : uuidOf(parentChainId) });
+    await stream.finish({ deviceBytes: space.endBytes, uuid, parentUuid: parentChainId === undefined ? undefined : uuidOf(parentChainId) });
     await blob.ready();
     return {
       sourceDiffId: source.diffId,
@@ -215,6 +217,7 @@ async function complete(blob: BlobWriter, described: Described): Promise<Convert
       [ANNOTATION.blobSize]: String(written.sizeBytes),
       [ANNOTATION.version]: LAYER_VERSION.native,
       [ANNOTATION.blobFsType]: 'erofs',
+      [CHUNK_LIST_ANNOTATION]: encodeChunkList(written.chunkList),
     },
   };
 }

@@ -20,6 +20,16 @@ const MIN_DEVICE_BYTES = 64 * GIB;
 /** Takes bytes in order; borrowed during the call. */
 export interface ByteSink {
   write(bytes: Uint8Array): void;
+  /** Ends the data: afterwards all that is written is stored exactly where it follows. Tells where the data came to lie. */
+  settle(): Promise<SettledData>;
+}
+
+/** Where bytes that were written lie in the layer file: those from `writtenAt` on (up to the next entry's) moved back by `shiftBytes`. */
+export interface SettledData {
+  /** Ascending; the first is at 0. */
+  shifts: readonly { writtenAt: number; shiftBytes: number }[];
+  /** Where the next byte that is written will lie. */
+  endBytes: number;
 }
 
 /** A device size for a file system of `usedBytes`. */
@@ -56,9 +66,10 @@ export class LayerStream {
     this.sink.write(bytes);
   }
 
-  /** Writes index and trailer. Throws ResourceExhausted when the index is longer than readers accept. */
-  finish(identity: { deviceBytes: number; uuid: string; parentUuid: string | undefined }): void {
-    const records = this.records();
+  /** Writes index and trailer. Rejects with ResourceExhausted when the index is longer than readers accept. */
+  async finish(identity: { deviceBytes: number; uuid: string; parentUuid: string | undefined }): Promise<void> {
+    const settled = await this.sink.settle();
+    const records = this.records(settled);
     const count = roundUp(records.length, INDEX_PAD_RECORDS);
     if (count > MAX_LAYER_RECORDS) throw tooMany(count);
     const bytes = new Uint8Array(count * LSMT_RECORD_BYTES);
@@ -70,20 +81,28 @@ export class LayerStream {
     this.sink.write(
       encodeLsmtBlock(
         { virtualSizeBytes: deviceSizeFor(identity.deviceBytes), uuid: identity.uuid, parentUuid: identity.parentUuid },
-        { flags: LSMT_FLAG.dataFile | LSMT_FLAG.sealed, indexOffsetBytes: LSMT_BLOCK_BYTES + this.dataBytes, indexCount: count },
+        { flags: LSMT_FLAG.dataFile | LSMT_FLAG.sealed, indexOffsetBytes: settled.endBytes, indexCount: count },
       ),
     );
   }
 
-  private records(): { lba: number; length: number; moffset: number }[] {
+  /** One record for each piece of a run that stayed in one piece, cut to the longest record. */
+  private records({ shifts }: SettledData): { lba: number; length: number; moffset: number }[] {
     const records: { lba: number; length: number; moffset: number }[] = [];
-    let moffset = LSMT_BLOCK_BYTES / SECTOR_BYTES;
+    let writtenAt = LSMT_BLOCK_BYTES;
+    let next = 0;
     this.starts.forEach((start, i) => {
-      const total = this.lengths[i]! / SECTOR_BYTES;
-      for (let done = 0; done < total; done += MAX_RECORD_SECTORS) {
-        const length = Math.min(MAX_RECORD_SECTORS, total - done);
-        records.push({ lba: start / SECTOR_BYTES + done, length, moffset });
-        moffset += length;
+      for (let done = 0; done < this.lengths[i]!; ) {
+        while (next + 1 < shifts.length && shifts[next + 1]!.writtenAt <= writtenAt) next += 1;
+        const pieceEnd = shifts[next + 1]?.writtenAt ?? Number.POSITIVE_INFINITY;
+        const length = Math.min(this.lengths[i]! - done, pieceEnd - writtenAt, MAX_RECORD_SECTORS * SECTOR_BYTES);
+        records.push({
+          lba: (start + done) / SECTOR_BYTES,
+          length: length / SECTOR_BYTES,
+          moffset: (writtenAt + shifts[next]!.shiftBytes) / SECTOR_BYTES,
+        });
+        done += length;
+        writtenAt += length;
       }
     });
     records.sort((a, b) => a.lba - b.lba);

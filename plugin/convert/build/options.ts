@@ -28,7 +28,7 @@ export interface ConvertOptions {
   /** A directory of this conversion alone, for blobs and staging; the caller removes it. */
   stagingDirectory: string;
   signal: AbortSignal;
-  /** Default: lz4 in 4 KiB blocks. The choice shows in the digests. */
+  /** Default: zstd in 64 KiB blocks. The choice shows in the digests. */
   compression?: Compression;
   /** Compression threads, default 2. Does not show in the digests. */
   threads?: number;
