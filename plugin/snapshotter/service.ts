@@ -92,13 +92,14 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
       events.append({ atUs: wallTimeUs(), type: 'image-resolved', subject: image, message });
     },
   });
+  const usage = new UsageMeter();
   const snapshotter = new Snapshotter({
     database,
     snapshots,
     events,
     directories,
     devices,
-    usage: new UsageMeter(),
+    usage,
     logger,
     overlayOptions: [...(await overlayOptions()), ...options.mountOptions],
     remapIds: options.remapIds,
@@ -128,6 +129,7 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
       if (unmount) await devices.unmountAll();
       await devices.stop();
       await housekeeping;
+      await usage[Symbol.asyncDispose]();
       database[Symbol.dispose]();
     };
     return {

@@ -1,12 +1,15 @@
 /** Worker thread that adds up what directory trees take, as containerd does: allocated blocks, each inode once. */
 import fs from 'node:fs';
 import path from 'node:path';
-import { parentPort, workerData } from 'node:worker_threads';
+import { parentPort } from 'node:worker_threads';
 
 export interface UsageAnswer {
   inodes: number;
   bytes: number;
 }
+
+/** What a worker says about the root that it was sent; it takes one at a time. */
+export type UsageMessage = { answer: UsageAnswer } | { failure: string };
 
 function errnoIs(error: unknown, ...codes: string[]): boolean {
   return error instanceof Error && 'code' in error && codes.includes(String(error.code));
@@ -32,5 +35,12 @@ function measure(root: string): UsageAnswer {
   return { inodes: seen.size, bytes };
 }
 
-const root: unknown = workerData;
-if (parentPort !== null && typeof root === 'string') parentPort.postMessage(measure(root));
+parentPort?.on('message', (root: string) => {
+  let message: UsageMessage;
+  try {
+    message = { answer: measure(root) };
+  } catch (error) {
+    message = { failure: error instanceof Error ? error.message : String(error) };
+  }
+  parentPort?.postMessage(message);
+});
