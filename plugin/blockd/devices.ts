@@ -8,9 +8,7 @@
  */
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import type { Clock } from '../base/clock.ts';
 import { AppError, describeError } from '../base/errors.ts';
-import type { Logger } from '../base/log.ts';
 import type { DeviceSpec } from '../file/device-spec.ts';
 import type { FromWorker } from '../fuse/messages.ts';
 import type { FusePool } from '../fuse/pool.ts';
@@ -70,9 +68,7 @@ export interface DevicesOptions extends DeviceParts {
   unmount(targets: string[], signal: AbortSignal): Promise<void>;
   /** A device can be read: background fill may be planned. */
   onAttached(device: OpenDevice): void;
-  clock: Clock;
   events: EventRing;
-  log: Logger;
 }
 
 export class Devices {
@@ -86,7 +82,6 @@ export class Devices {
     this.missed = new MissedReads({
       answer: (slot, unique, errno, answer, lengthBytes) => options.pool.answer(slot, unique, errno, answer, lengthBytes),
       onReadFailed: (device, miss, error) => this.readFailed(device, miss.offsetBytes, error),
-      log: options.log,
     });
   }
 
@@ -256,7 +251,7 @@ export class Devices {
   private readFailed(device: OpenDevice, offsetBytes: number, error: unknown): void {
     device.failures += 1;
     const message = `read at ${offsetBytes} of ${device.spec.image} failed: ${describeError(error)}`;
-    this.options.log.error({ device: device.instance }, message);
+    device.log.write('error', { device: device.instance }, message);
     this.options.events.add({ severity: 'error', kind: 'device.read-failed', subject: device.spec.id, message });
   }
 

@@ -17,6 +17,28 @@ const HOLD_MS = 10 * 60_000;
 /** Blobs held at once: an image of the most layers the format knows. */
 const MAX_HELD = 255;
 
+/**
+ * Makes every byte of a blob local and checks its digest. Errors: DataLoss (the registry's bytes are not what the digest names),
+ * ResourceExhausted (no room in the store), those of the registry.
+ */
+export async function fetchAndVerify(
+  parts: { store: ChunkStore; scheduler: FetchScheduler },
+  handle: BlobHandle,
+  signal: AbortSignal,
+): Promise<void> {
+  if (handle.isVerified) return;
+  const { digest, sizeBytes } = handle.source;
+  for (let offsetBytes = 0; offsetBytes < sizeBytes; offsetBytes += STEP_BYTES) {
+    const lengthBytes = Math.min(STEP_BYTES, sizeBytes - offsetBytes);
+    await parts.scheduler.ensure(handle, [{ offsetBytes, lengthBytes }], 'fill', signal);
+  }
+  const outcome = await parts.store.verifyComplete(handle, signal);
+  if (outcome === 'corrupt')
+    throw new AppError('DataLoss', { op: 'verify blob', subject: digest, what: 'its bytes do not have this digest' });
+  if (outcome === 'incomplete')
+    throw new AppError('ResourceExhausted', { op: 'fetch whole blob', subject: digest, what: 'the store has no room for it' });
+}
+
 export class Fills {
   private readonly parts: { store: ChunkStore; scheduler: FetchScheduler; storeDir: string; clock: Clock };
   private readonly held = new Map<string, { handle: BlobHandle; timer: NodeJS.Timeout }>();
@@ -27,22 +49,14 @@ export class Fills {
 
   /**
    * Makes every byte of a blob local, checks its digest and answers where its bytes lie; they stay there for ten minutes at least.
-   * Errors: DataLoss (the registry's bytes are not what the digest names), ResourceExhausted (no room), those of the registry.
+   * Errors: those of {@link fetchAndVerify}.
    */
   async fetchWhole(source: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }> {
-    const { store, scheduler, storeDir } = this.parts;
+    const { store, storeDir } = this.parts;
     const handle = await store.acquire(source);
     try {
       const before = handle.counts().presentBytes;
-      for (let offsetBytes = 0; offsetBytes < source.sizeBytes; offsetBytes += STEP_BYTES) {
-        const lengthBytes = Math.min(STEP_BYTES, source.sizeBytes - offsetBytes);
-        await scheduler.ensure(handle, [{ offsetBytes, lengthBytes }], 'fill', signal);
-      }
-      const outcome = await store.verifyComplete(handle, signal);
-      if (outcome === 'corrupt')
-        throw new AppError('DataLoss', { op: 'fetch whole blob', subject: source.digest, what: 'the bytes do not have this digest' });
-      if (outcome === 'incomplete')
-        throw new AppError('ResourceExhausted', { op: 'fetch whole blob', subject: source.digest, what: 'the store has no room for it' });
+      await fetchAndVerify(this.parts, handle, signal);
       this.hold(source.digest, handle);
       return {
         path: source.localPath ?? path.join(storeDir, 'blobs', 'sha256', source.digest.slice('sha256:'.length), 'data'),

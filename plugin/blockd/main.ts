@@ -126,6 +126,8 @@ async function main(): Promise<void> {
     clock,
     events,
     log,
+    logLinesPerMinute: config.log.deviceLinesPerMinute,
+    verify: config.verify,
   });
   await devices.restore();
   const stats = async (): Promise<DataPlaneStats> => ({

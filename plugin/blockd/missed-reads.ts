@@ -3,7 +3,6 @@
  * have only so many requests in flight.
  */
 import { AppError, describeError, isAppError } from '../base/errors.ts';
-import type { Logger } from '../base/log.ts';
 import { MissingList } from '../file/file.ts';
 import type { MissedRead } from '../fuse/messages.ts';
 import { MAX_READ_BYTES, OUT_HEADER_BYTES } from '../fuse/protocol.ts';
@@ -20,7 +19,6 @@ export interface MissedReadsOptions {
   /** Sends an answer whose data begins at OUT_HEADER_BYTES of `answer`; must be done with the buffer when it returns. */
   answer(slot: number, unique: { low: number; high: number }, errno: number, answer: Buffer, lengthBytes: number): void;
   onReadFailed(device: OpenDevice, miss: MissedRead, error: unknown): void;
-  log: Logger;
 }
 
 export class MissedReads {
@@ -79,7 +77,7 @@ export class MissedReads {
       } catch (error) {
         corrupt += 1;
         if (!isAppError(error, 'DataLoss') || corrupt >= MAX_CORRUPT) throw error;
-        this.options.log.warn({ device: device.instance, reason: describeError(error) }, 'corrupt bytes; fetching them again');
+        device.log.write('warn', { device: device.instance, reason: describeError(error) }, 'corrupt bytes; fetching them again');
         await device.repair(error, signal);
         ranges = [];
       }

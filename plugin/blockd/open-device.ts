@@ -3,7 +3,9 @@
  * all layers, in as few rounds as the formats allow.
  */
 import assert from 'node:assert/strict';
+import type { Clock } from '../base/clock.ts';
 import { AppError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
 import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables } from '../file/device-file.ts';
 import type { DeviceSpec } from '../file/device-spec.ts';
 import { MissingList, type RandomAccessFile } from '../file/file.ts';
@@ -12,6 +14,8 @@ import type { BlobHandle } from '../file/store/blob-handle.ts';
 import type { ChunkStore } from '../file/store/chunk-store.ts';
 import type { Codec } from '../image/zfile/codec.ts';
 import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
+import { fetchAndVerify } from './fills.ts';
+import { LogLimiter } from './log-limiter.ts';
 
 /** Wrapper, header, trailer, tables, and a few rounds for each dependency between them; more means that a format loops. */
 const MAX_OPEN_ROUNDS = 64;
@@ -26,6 +30,11 @@ export interface DeviceParts {
   store: ChunkStore;
   scheduler: FetchScheduler;
   codec: Codec;
+  clock: Clock;
+  log: Logger;
+  logLinesPerMinute: number;
+  /** What must be proven before bytes of a blob without a chunk list are served. */
+  verify: 'transport' | 'full-layer-first';
 }
 
 export class OpenDevice {
@@ -38,6 +47,8 @@ export class OpenDevice {
   waiting = 0;
   failures = 0;
   misses = 0;
+  /** Lines about this device. */
+  readonly log: LogLimiter;
   private readonly parts: DeviceParts;
   private readonly closing = new AbortController();
 
@@ -47,6 +58,7 @@ export class OpenDevice {
     this.tables = tables;
     this.handles = handles;
     this.parts = parts;
+    this.log = new LogLimiter(parts.log, parts.clock, parts.logLinesPerMinute);
     this.file = createDeviceFile(
       tables,
       handles.map((handle) => handle.file()),
@@ -55,13 +67,15 @@ export class OpenDevice {
   }
 
   /**
-   * Opens every layer. Rejects with the layer's digest in the error: InvalidArgument or DataLoss for bad layers, Unavailable and the like
+   * Opens every layer; with `verify` "full-layer-first" each blob is fetched as a whole and checked before. Rejects with the layer's digest in the error: InvalidArgument or DataLoss for bad layers, Unavailable and the like
    * when the registry does not answer within `signal`. Nothing stays referenced then.
    */
   static async open(instance: string, spec: DeviceSpec, parts: DeviceParts, signal: AbortSignal): Promise<OpenDevice> {
     const handles: BlobHandle[] = [];
     try {
       for (const source of blobsOf(spec)) handles.push(await parts.store.acquire(source));
+      if (parts.verify === 'full-layer-first')
+        for (const handle of handles) if (handle.source.chunkList === undefined) await fetchAndVerify(parts, handle, signal);
       const files = handles.map((handle) => handle.file());
       const opener = new DeviceOpener(spec, files, parts.codec);
       for (let round = 0; round < MAX_OPEN_ROUNDS; round += 1) {

@@ -92,9 +92,6 @@ function crossProblems(config: Config): string[] {
   if (tcpListen !== undefined && !isLoopback(tcpListen) && !tcpBeyondLoopback) {
     problems.push(`admin.tcp_listen: "${tcpListen}" is not a loopback address; set admin.tcp_beyond_loopback = true to allow it`);
   }
-  if (config.fetch.streamMaxBytes % 65_536 !== 0) {
-    problems.push(`fetch.stream_max_bytes: ${config.fetch.streamMaxBytes} is not a multiple of 65536 (64KiB)`);
-  }
   for (const [key, socket] of [
     ['snapshotter.socket', config.snapshotter.socket],
     ['admin.socket', config.admin.socket],

@@ -57,7 +57,6 @@ describe('parseConfig', () => {
     ['[blockd]\nworkers = nan', 'blockd.workers: null is not a whole number'],
     ['[fetch]\npatience = 30', 'fetch.patience: 30 is not a duration with its unit'],
     ['[fetch]\nfill = "maybe"', 'fetch.fill: "maybe" is not one of "off", "on"'],
-    ['[fetch]\nstream_max_bytes = 65537', 'fetch.stream_max_bytes: 65537 is not a multiple of 65536'],
     ['[fetch]\nconcurency = 3', 'fetch.concurency: unknown key; did you mean fetch.concurrency?'],
     ['budget_bytes = 3', 'budget_bytes: unknown key; did you mean store.budget_bytes?'],
     ['[stor]\nx = 1', 'stor: unknown key; did you mean store?'],
