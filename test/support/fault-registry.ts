@@ -46,6 +46,8 @@ export interface AccessLogEntry {
   bodyBytes: number;
 }
 
+const NOTHING: Answer = { status: 500, headers: {}, body: Buffer.alloc(0) };
+
 export class FaultRegistry {
   readonly log: AccessLogEntry[] = [];
   readonly faults = new FaultList();
@@ -178,7 +180,10 @@ export class FaultRegistry {
       request.socket.resetAndDestroy();
       return;
     }
-    const { answer, whole } = await answerOf(request);
+    // A request that is answered with a mere status has no effect on what is stored.
+    const isRefused = effect?.kind === 'status' || effect?.kind === 'redirect';
+    if (isRefused) request.resume();
+    const { answer, whole } = isRefused ? { answer: NOTHING, whole: undefined } : await answerOf(request);
     const changed = applyFault(answer, effect, whole);
     entry.status = changed.status;
     entry.bodyBytes = await sendAnswer(request, response, changed, effect);

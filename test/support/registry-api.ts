@@ -12,7 +12,7 @@ interface StoredManifest {
 type BlobAnswer = { answer: Answer; whole?: Buffer | undefined };
 
 function reply(status: number, headers: Record<string, string> = {}, body: Buffer | string = ''): { answer: Answer } {
-  const bytes = Buffer.from(body);
+  const bytes = typeof body === 'string' ? Buffer.from(body) : body;
   return { answer: { status, headers: { 'content-length': String(bytes.length), ...headers }, body: bytes } };
 }
 
@@ -168,13 +168,14 @@ export class RegistryApi {
   /** Takes the first bytes of an upload's body and keeps them, as a registry does when the connection breaks. */
   async takePart(request: IncomingMessage, count: number): Promise<void> {
     const id = /\/uploads\/([0-9a-f-]+)/.exec(request.url ?? '')?.[1] ?? '';
-    let taken: Buffer = Buffer.alloc(0);
-    while (taken.length < count) {
-      const chunk: Buffer | null = request.read() as Buffer | null;
-      if (chunk !== null) taken = Buffer.concat([taken, chunk]);
-      else if (request.readableEnded) break;
-      else await new Promise((resolve) => request.once('readable', resolve).once('end', resolve));
+    const chunks: Buffer[] = [];
+    let size = 0;
+    for await (const chunk of request as AsyncIterable<Buffer>) {
+      chunks.push(chunk);
+      size += chunk.length;
+      if (size >= count) break;
     }
+    const taken = Buffer.concat(chunks);
     const held = this.uploads.get(id);
     if (held !== undefined) this.uploads.set(id, Buffer.concat([held, taken.subarray(0, count)]));
   }
