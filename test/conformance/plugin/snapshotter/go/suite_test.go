@@ -1,5 +1,8 @@
-// Runs containerd's own snapshotter test suite against our sidecar, through containerd's own proxy client. Each case gets a sidecar
-// of its own, started by the command in OBD_SIDECAR (program and arguments, separated by newlines) with --config FILE appended.
+// Runs containerd's own snapshotter test suite against our sidecar, through containerd's own proxy client, in one of two ways:
+//   - OBD_SIDECAR is a command (program and arguments, separated by newlines): each case starts it with --config FILE appended and
+//     dials its socket.
+//   - OBD_CONTAINERD is the socket of a containerd that has our sidecar as proxy plugin "overlaybd": cases go through that daemon,
+//     one after the other, and each is emptied after itself.
 package conformance
 
 import (
@@ -90,9 +93,52 @@ func newSnapshotter(ctx context.Context, root string) (snapshots.Snapshotter, fu
 	return sn, cleanup, nil
 }
 
-func TestSuite(t *testing.T) {
-	if os.Getenv("OBD_SIDECAR") == "" {
-		t.Fatal("OBD_SIDECAR names no command")
+// removeAll takes every snapshot away, children before parents.
+func removeAll(ctx context.Context, sn snapshots.Snapshotter) error {
+	for {
+		var names []string
+		if err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			names = append(names, info.Name)
+			return nil
+		}); err != nil {
+			return err
+		}
+		if len(names) == 0 {
+			return nil
+		}
+		removed := 0
+		var last error
+		for _, name := range names {
+			if last = sn.Remove(ctx, name); last == nil {
+				removed++
+			}
+		}
+		if removed == 0 {
+			return fmt.Errorf("%d snapshots cannot be removed: %w", len(names), last)
+		}
 	}
-	testsuite.SnapshotterSuite(t, "overlaybd", newSnapshotter)
+}
+
+func throughContainerd(ctx context.Context, _ string) (snapshots.Snapshotter, func() error, error) {
+	conn, err := grpc.Dial(dialer.DialAddress(os.Getenv("OBD_CONTAINERD")),
+		grpc.WithInsecure(), grpc.WithContextDialer(dialer.ContextDialer))
+	if err != nil {
+		return nil, nil, err
+	}
+	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "overlaybd")
+	return sn, func() error {
+		defer conn.Close()
+		return removeAll(ctx, sn)
+	}, nil
+}
+
+func TestSuite(t *testing.T) {
+	switch {
+	case os.Getenv("OBD_CONTAINERD") != "":
+		testsuite.SnapshotterSuite(t, "overlaybd", throughContainerd)
+	case os.Getenv("OBD_SIDECAR") != "":
+		testsuite.SnapshotterSuite(t, "overlaybd", newSnapshotter)
+	default:
+		t.Fatal("neither OBD_SIDECAR nor OBD_CONTAINERD is set")
+	}
 }
