@@ -4,6 +4,7 @@
  * Order of every change: files first, then one transaction that makes them count (with the rename inside), then the answer. Killed
  * anywhere, what has no row is garbage and what has a row works.
  */
+import { randomUUID } from 'node:crypto';
 import fs from 'node:fs/promises';
 import type { Database } from '../../db/database.ts';
 import type { EventStore } from '../../db/event-store.ts';
@@ -285,7 +286,7 @@ export class Snapshotter {
       // Two namespaces may hold the same base under different keys, and then the same chain stands on both.
       const isTaken = snapshots.get(pull.chainRef) !== undefined;
       snapshots.insert({
-        key: isTaken ? `${pull.chainRef}@${parent?.id ?? 0}` : pull.chainRef,
+        key: isTaken ? `${pull.chainRef}@${randomUUID()}` : pull.chainRef,
         parentId: parent?.id ?? null,
         kind: 'committed',
         labels: { ...storedLabels(labels), [LABEL_REMOTE]: 'remote snapshot' },

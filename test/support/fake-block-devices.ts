@@ -6,7 +6,7 @@ import type { BlockDevices } from '../../plugin/snapshotter/ports.ts';
 export class FakeBlockDevices implements BlockDevices {
   readonly attached = new Map<string, DeviceSpec>();
   readonly calls: string[] = [];
-  /** Digests of blobs that cannot be opened. */
+  /** Digests of blobs that cannot be opened in the registry; a downloaded copy can. */
   readonly badBlobs = new Set<string>();
   isAway = false;
   /** Set to make attach of an id wait for it. */
@@ -54,8 +54,9 @@ export class FakeBlockDevices implements BlockDevices {
 
   private refuseBad(spec: DeviceSpec): void {
     for (const layer of spec.layers) {
-      const { digest } = layer.kind === 'full' ? layer.blob : layer.meta;
-      if (this.badBlobs.has(digest)) throw new AppError('DataLoss', { op: 'open layer', subject: digest, what: 'bad magic' });
+      const { digest, localPath } = layer.kind === 'full' ? layer.blob : layer.meta;
+      if (localPath === undefined && this.badBlobs.has(digest))
+        throw new AppError('DataLoss', { op: 'open layer', subject: digest, what: 'bad magic' });
     }
   }
 }

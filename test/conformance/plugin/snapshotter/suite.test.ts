@@ -10,7 +10,7 @@ import { CONTAINERD_LINES } from '../../../support/containerd-versions.ts';
 import { goBinary } from '../../../support/go-build.ts';
 import { Daemon, run } from '../../../support/process.ts';
 import { Scratch } from '../../../support/scratch.ts';
-import { SnapshotsClient } from '../../../support/snapshots-client.ts';
+import { SnapshotterClient } from '../../../support/snapshotter-client.ts';
 
 const MAIN = path.resolve(import.meta.dirname, '../../../../plugin/main.ts');
 const NAME = 'overlaybd';
@@ -50,7 +50,7 @@ test.each(CONTAINERD_LINES)('20 cases pass through a containerd %s that has us a
   });
   const socket = scratch.join('run', 'snapshotter.sock');
   await sidecar.waitReady('its socket', async () => {
-    using client = new SnapshotsClient(socket);
+    using client = new SnapshotterClient(socket);
     return (await client.list()).length === 0;
   });
   await using containerd = await Containerd.start({ line, proxySnapshotters: { [NAME]: { socket, root: scratch.join('root') } } });

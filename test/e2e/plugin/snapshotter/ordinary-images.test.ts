@@ -13,7 +13,7 @@ import { layerOfEntries, type PushedImage, pushImage } from '../../../support/oc
 import { Daemon } from '../../../support/process.ts';
 import { Scratch } from '../../../support/scratch.ts';
 import { busyboxImage, manyLayersImage, pauseImage } from '../../../support/small-images.ts';
-import { SnapshotsClient } from '../../../support/snapshots-client.ts';
+import { SnapshotterClient } from '../../../support/snapshotter-client.ts';
 import { waitFor } from '../../../support/wait.ts';
 
 const MAIN = path.resolve(import.meta.dirname, '../../../../plugin/main.ts');
@@ -37,7 +37,7 @@ async function startSidecar(): Promise<void> {
     logPath: scratch.join('log'),
   });
   await sidecar.waitReady('its socket', async () => {
-    using client = new SnapshotsClient(socket());
+    using client = new SnapshotterClient(socket());
     await client.list();
     return true;
   });

@@ -8,7 +8,7 @@ import fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { expect, test } from 'vitest';
-import { CODE, codeOf, SnapshotsClient } from '../../../support/snapshots-client.ts';
+import { CODE, codeOf, SnapshotterClient } from '../../../support/snapshotter-client.ts';
 import { waitFor } from '../../../support/wait.ts';
 
 const MAIN = path.resolve(import.meta.dirname, '../../../../plugin/main.ts');
@@ -38,7 +38,7 @@ test(`${KILLS} kills of the process under random calls lose nothing that was ans
   const active = new Map<string, { parent: string; fate: Fate }>();
   let counter = 0;
 
-  const step = async (client: SnapshotsClient): Promise<void> => {
+  const step = async (client: SnapshotterClient): Promise<void> => {
     const bases = ['', ...[...committed].flatMap(([name, fate]) => (fate === 'present' ? [name] : []))];
     const usable = [...active].flatMap(([key, { fate }]) => (fate === 'present' ? [key] : []));
     const choice = random(10);
@@ -69,7 +69,7 @@ test(`${KILLS} kills of the process under random calls lose nothing that was ans
     }
   };
 
-  const verify = async (client: SnapshotsClient): Promise<void> => {
+  const verify = async (client: SnapshotterClient): Promise<void> => {
     const listed = new Set((await client.list()).map((info) => info.name));
     const settle = (name: string, fate: Fate): Fate => {
       if (fate !== 'either') expect(listed.has(name), `seed ${seed}: ${name} should be ${fate}`).toBe(fate === 'present');
@@ -98,7 +98,7 @@ test(`${KILLS} kills of the process under random calls lose nothing that was ans
       });
       const exited = once(child, 'exit');
       try {
-        using client = new SnapshotsClient(socket);
+        using client = new SnapshotterClient(socket);
         await waitFor(async () => (await client.list().catch(() => undefined)) !== undefined, { what: 'the sidecar', timeoutMs: 30_000 });
         await verify(client);
         if (round === KILLS) break;
