@@ -285,8 +285,9 @@ export class FetchScheduler {
 
   private prefetch(blob: BlobFetches, ahead: ReadAhead): void {
     if (this.queue.queued.prefetch >= this.queue.limits.queuedPrefetch) return;
+    // A unit that was there before belongs to another reader, whose next pass must not start this stream again.
+    if (!blob.handle.isReadable(ahead.markUnit)) blob.handle.mark(ahead.markUnit);
     this.collect(blob, ahead.firstUnit, ahead.endUnit, 'prefetch', [], new Set());
-    blob.handle.mark(ahead.markUnit);
   }
 
   /**
