@@ -14,10 +14,10 @@ import type { Attributes, FileTree } from '../../image/erofs/tree.ts';
 import { decodeXattrs, encodeXattrs, isStorableXattr, MAX_XATTR_VALUE_BYTES } from '../../image/erofs/xattrs.ts';
 import type { TarEntry } from '../../image/tar/entry.ts';
 import { printableBytes, tarError } from '../../image/tar/errors.ts';
-import { pathParts } from '../../image/tar/path.ts';
+import { MAX_NAME_BYTES } from '../../image/tar/limits.ts';
+import { pathParts, WHITEOUT_PREFIX } from '../../image/tar/path.ts';
 import type { TarHandler } from '../../image/tar/reader.ts';
 
-const WHITEOUT_PREFIX = '.wh.';
 const WHITEOUT_META_PREFIX = '.wh..wh.';
 const OPAQUE_NAME = '.wh..wh..opq';
 
@@ -78,6 +78,7 @@ export class LayerApplier implements TarHandler {
     }
     const isMeta = (part: string): boolean => part.startsWith(WHITEOUT_META_PREFIX) && part !== OPAQUE_NAME;
     if (isMeta(name) || parts.some(isMeta)) return;
+    if (parts.some((part) => part.length > MAX_NAME_BYTES)) throw tarError(entry.headerOffset, entry.name, 'a directory name is too long');
     const parent = this.parentOf(parts, entry);
     if (name === OPAQUE_NAME) this.tree.hideLower(parent);
     else if (name.startsWith(WHITEOUT_PREFIX)) this.applyWhiteout(parent, name.slice(WHITEOUT_PREFIX.length), entry);
@@ -127,7 +128,8 @@ export class LayerApplier implements TarHandler {
     const ino = directory === undefined ? undefined : tree.lookup(directory, targetName!);
     if (ino === undefined) throw tarError(entry.headerOffset, entry.name, `${describe}, which does not exist`, 'NotFound');
     if (tree.inodes.isDirectory(ino)) throw tarError(entry.headerOffset, entry.name, `${describe}, which is a directory`);
-    if (tree.lookup(parent, name) !== ino) {
+    if (tree.lookup(parent, name) === ino) tree.claimLink(parent, name);
+    else {
       tree.remove(parent, name);
       // The target may have lain under what was just replaced.
       if (tree.inodes.links[ino] === 0) throw tarError(entry.headerOffset, entry.name, `${describe}, which it replaces`, 'NotFound');

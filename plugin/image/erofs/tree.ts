@@ -98,8 +98,13 @@ export class FileTree {
   addLink(directory: number, name: string, ino: number): void {
     assert(!this.inodes.isDirectory(ino));
     this.attach(directory, name, ino);
-    if (this.inodes.layer[ino] !== this.layer) this.ownLinks.add(`${directory}/${name}`);
+    this.claimLink(directory, name);
     this.markChanged(ino);
+  }
+
+  /** Marks a name as listed by the present layer although its object is older. */
+  claimLink(directory: number, name: string): void {
+    if (this.inodes.layer[this.lookup(directory, name)!] !== this.layer) this.ownLinks.add(`${directory}/${name}`);
   }
 
   /** Restores a name from a device that is read back; changes nothing in the books of the layer. */
