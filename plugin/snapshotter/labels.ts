@@ -90,9 +90,11 @@ export function readLayerMarks(labels: Readonly<Record<string, string>>): LayerM
       what: `${JSON.stringify(sizeText.slice(0, 40))} is not a size from 1 to ${MAX_BLOB_BYTES} bytes`,
     });
   }
+  const chunkList = labels[CHUNK_LIST_ANNOTATION];
   return {
     blobDigest,
     blobSizeBytes,
+    ...(chunkList === undefined ? {} : { chunkList: parseChunkList(chunkList, `label ${CHUNK_LIST_ANNOTATION}`) }),
     isIndexOnly: TURBO_TARGETS.some((key) => labels[key] !== undefined) || /-(turbo|fastoci)/.test(labels[LABEL_VERSION] ?? ''),
     isAccelerationLayer: labels[LABEL_ACCELERATION] === 'yes',
     wantsDownload: labels[LABEL_DOWNLOAD] === 'download',

@@ -16,6 +16,7 @@ import type { DeviceManager } from './device-manager.ts';
 import type { SnapshotDirectories, StagedDirectory } from './directories.ts';
 import { inspectDownloadedLayer } from './downloaded-layer.ts';
 import { parseFilters } from './filters.ts';
+import { type Foundation, foundationOf, lowersOf, refusal } from './foundation.ts';
 import { hostRootOf } from './id-mapping.ts';
 import { filterSubjectOf, infoOf, type SnapshotInfo } from './info.ts';
 import {
@@ -59,24 +60,6 @@ export interface SnapshotterParts {
   prepareDeadlineMs: number;
   /** How a layer of a pull is served; see remote-layer.ts. */
   resolveRemote: (pull: PullRequest, layer: LayerMarks, below: { depth: number; parent: Accelerated | undefined }) => Promise<RemoteLayer>;
-}
-
-/** What a snapshot stands on. */
-interface Foundation {
-  /** Directories of the ordinary layers above the topmost accelerated snapshot, top first. */
-  directories: string[];
-  /** What the lowest lower is mounted from; absent: there is no device. */
-  accelerated: Accelerated | undefined;
-  image: string;
-}
-
-function fail(
-  code: 'NotFound' | 'FailedPrecondition' | 'InvalidArgument' | 'AlreadyExists',
-  op: string,
-  subject: string,
-  what: string,
-): AppError {
-  return new AppError(code, { op, subject, what });
 }
 
 function storedLabels(labels: Labels): Record<string, string> {
@@ -125,11 +108,11 @@ export class Snapshotter {
   /** The mounts of an active snapshot or view; opens its device again if a restart closed it. */
   async mounts(key: string, signal: AbortSignal): Promise<Mount[]> {
     const row = this.row('mounts', key);
-    if (row.kind === 'committed') throw fail('FailedPrecondition', 'mounts', key, 'it is committed, neither active nor a view');
-    this.refuseBroken('mounts', row.key, row.brokenReason);
+    if (row.kind === 'committed') throw refusal('FailedPrecondition', 'mounts', key, 'it is committed, neither active nor a view');
+    if (row.brokenReason !== null) throw refusal('FailedPrecondition', 'mounts', key, `it is broken: ${row.brokenReason}`);
     const parent = row.parentId === null ? undefined : this.parts.snapshots.getById(row.parentId);
-    const foundation = row.isolated ? undefined : this.foundationOf('mounts', key, parent);
-    using _lease = foundation?.accelerated && (await this.openDevice('mounts', key, foundation, signal));
+    const foundation = row.isolated ? undefined : foundationOf('mounts', key, parent, this.parts);
+    using _lease = foundation?.accelerated && (await this.openDevice('mounts', key, foundation.accelerated, signal));
     return this.mountsFor(row, foundation);
   }
 
@@ -144,7 +127,7 @@ export class Snapshotter {
     const brokenReason = downloaded !== undefined && 'brokenReason' in downloaded ? downloaded.brokenReason : null;
     database.transaction(() => {
       const row = this.activeRow(name, key);
-      if (row.id !== before.id) throw fail('FailedPrecondition', 'commit', key, 'it was removed and made again meanwhile');
+      if (row.id !== before.id) throw refusal('FailedPrecondition', 'commit', key, 'it was removed and made again meanwhile');
       snapshots.commit(row.id, {
         key: name,
         labels: storedLabels(labels),
@@ -166,7 +149,7 @@ export class Snapshotter {
     const { database, snapshots, devices } = this.parts;
     const row = database.transaction(() => {
       const found = this.row('remove', key);
-      if (snapshots.hasChildren(found.id)) throw fail('FailedPrecondition', 'remove', key, 'other snapshots stand on it');
+      if (snapshots.hasChildren(found.id)) throw refusal('FailedPrecondition', 'remove', key, 'other snapshots stand on it');
       snapshots.remove(found.id);
       return found;
     });
@@ -186,7 +169,7 @@ export class Snapshotter {
       for (const path of paths) {
         if (path === 'labels') next = { ...labels };
         else if (path.startsWith('labels.')) next[path.slice('labels.'.length)] = labels[path.slice('labels.'.length)] ?? '';
-        else throw fail('InvalidArgument', 'update', key, `field ${JSON.stringify(path)} cannot be changed, only labels`);
+        else throw refusal('InvalidArgument', 'update', key, `field ${JSON.stringify(path)} cannot be changed, only labels`);
       }
       checkLabels(next);
       const stored = storedLabels(next);
@@ -233,18 +216,18 @@ export class Snapshotter {
   ): Promise<Mount[]> {
     const { snapshots, directories } = this.parts;
     const op = kind === 'active' ? 'prepare' : 'view';
-    if (key === '') throw fail('InvalidArgument', op, 'snapshot', 'its key is empty');
-    if (snapshots.get(key) !== undefined) throw fail('AlreadyExists', op, key, 'a snapshot has this key');
+    if (key === '') throw refusal('InvalidArgument', op, 'snapshot', 'its key is empty');
+    if (snapshots.get(key) !== undefined) throw refusal('AlreadyExists', op, key, 'a snapshot has this key');
     const parent = this.parentRow(op, key, parentKey);
-    const foundation = isIsolated ? undefined : this.foundationOf(op, key, parent);
-    using _lease = foundation?.accelerated && (await this.openDevice(op, key, foundation, signal));
+    const foundation = isIsolated ? undefined : foundationOf(op, key, parent, this.parts);
+    using _lease = foundation?.accelerated && (await this.openDevice(op, key, foundation.accelerated, signal));
     const owner = await this.ownerOf(labels, foundation);
     const staged = await directories.stage({ withWork: kind === 'active', owner });
     const deviceId = foundation?.accelerated === undefined ? null : deviceSpecOf(foundation.accelerated).id;
     const id = await this.insertWithDirectory(staged, () => {
-      if (snapshots.get(key) !== undefined) throw fail('AlreadyExists', op, key, 'a snapshot has this key');
+      if (snapshots.get(key) !== undefined) throw refusal('AlreadyExists', op, key, 'a snapshot has this key');
       const parentNow = this.parentRow(op, key, parentKey);
-      if (parentNow?.id !== parent?.id) throw fail('NotFound', op, key, `its parent ${parentKey} was removed meanwhile`);
+      if (parentNow?.id !== parent?.id) throw refusal('NotFound', op, key, `its parent ${parentKey} was removed meanwhile`);
       return snapshots.insert({
         key,
         parentId: parent?.id ?? null,
@@ -257,7 +240,7 @@ export class Snapshotter {
       });
     });
     const row = this.row(op, key);
-    if (row.id !== id) throw fail('NotFound', op, key, 'it was removed while it was made');
+    if (row.id !== id) throw refusal('NotFound', op, key, 'it was removed while it was made');
     return this.mountsFor(row, foundation);
   }
 
@@ -306,7 +289,7 @@ export class Snapshotter {
   }
 
   private pulledError(pull: PullRequest): AppError {
-    return fail('AlreadyExists', 'prepare', pull.chainRef, 'the layer is ready without a download');
+    return refusal('AlreadyExists', 'prepare', pull.chainRef, 'the layer is ready without a download');
   }
 
   private acceleratedOf(row: SnapshotRow): Accelerated | undefined {
@@ -322,36 +305,18 @@ export class Snapshotter {
     return inspectDownloadedLayer(directories.own(row.id), pull, below);
   }
 
-  private foundationOf(op: string, key: string, parent: SnapshotRow | undefined): Foundation {
-    const { snapshots, directories } = this.parts;
-    const found: Foundation = { directories: [], accelerated: undefined, image: '' };
-    for (const link of parent === undefined ? [] : snapshots.chain(parent.id)) {
-      this.refuseBroken(op, key, link.brokenReason, link.key);
-      if (!link.isAccelerated) {
-        found.directories.push(directories.own(link.id));
-        continue;
-      }
-      const row = snapshots.getById(link.id);
-      if (row?.accelerated == null) throw fail('NotFound', op, key, `snapshot ${link.key} below it was removed meanwhile`);
-      found.accelerated = decodeAccelerated(row.accelerated, row.key);
-      found.image = found.accelerated.image;
-      break;
-    }
-    return found;
-  }
-
-  /** Opens the foundation's device within the deadline. Every failure names the image. */
-  private async openDevice(op: string, key: string, foundation: Foundation, signal: AbortSignal): Promise<Disposable> {
+  /** Opens the device within the deadline. Every failure names the image. */
+  private async openDevice(op: string, key: string, accelerated: Accelerated, signal: AbortSignal): Promise<Disposable> {
     const { devices, prepareDeadlineMs, events } = this.parts;
     const limited = AbortSignal.any([signal, AbortSignal.timeout(prepareDeadlineMs)]);
     try {
-      return await devices.acquire(deviceSpecOf(foundation.accelerated!), limited);
+      return await devices.acquire(deviceSpecOf(accelerated), limited);
     } catch (cause) {
       if (!isAppError(cause)) throw cause;
       const { code } = cause;
       const isLate = code === 'DeadlineExceeded' || code === 'Canceled';
-      const what = `image ${foundation.image} cannot be served: ${describeError(cause)}`;
-      events.append({ atUs: wallTimeUs(), type: 'device-not-open', subject: foundation.image, message: what });
+      const what = `image ${accelerated.image} cannot be served: ${describeError(cause)}`;
+      events.append({ atUs: wallTimeUs(), type: 'device-not-open', subject: accelerated.image, message: what });
       throw new AppError(isLate ? 'Unavailable' : code, { op, subject: key, what, cause });
     }
   }
@@ -363,16 +328,10 @@ export class Snapshotter {
     if (this.parts.remapIds && uidMapping !== undefined && gidMapping !== undefined) {
       return { uid: hostRootOf(uidMapping, LABEL_UID_MAPPING), gid: hostRootOf(gidMapping, LABEL_GID_MAPPING) };
     }
-    const [top] = foundation === undefined ? [] : this.lowersOf(foundation);
+    const [top] = lowersOf(foundation, this.parts.directories);
     if (top === undefined) return undefined;
     const { uid, gid } = await fs.stat(top);
     return { uid, gid };
-  }
-
-  private lowersOf(foundation: Foundation): string[] {
-    const { directories, accelerated } = foundation;
-    if (accelerated === undefined) return directories;
-    return [...directories, this.parts.directories.mountPoint(deviceSpecOf(accelerated).id)];
   }
 
   private mountsFor(row: SnapshotRow, foundation: Foundation | undefined): Mount[] {
@@ -387,38 +346,33 @@ export class Snapshotter {
       kind: row.kind === 'view' ? 'view' : 'active',
       ownDir: directories.own(row.id),
       workDir: directories.work(row.id),
-      lowers: foundation === undefined ? [] : this.lowersOf(foundation),
+      lowers: lowersOf(foundation, directories),
       overlayOptions,
       extraOptions,
       isIsolated: row.isolated,
     });
   }
 
-  private refuseBroken(op: string, key: string, reason: string | null, below?: string): void {
-    if (reason === null) return;
-    throw fail('FailedPrecondition', op, key, `${below === undefined ? 'it' : `snapshot ${below} below it`} is broken: ${reason}`);
-  }
-
   private row(op: string, key: string): SnapshotRow {
     const row = this.parts.snapshots.get(key);
-    if (row === undefined) throw fail('NotFound', op, key, 'no such snapshot');
+    if (row === undefined) throw refusal('NotFound', op, key, 'no such snapshot');
     return row;
   }
 
   private activeRow(name: string, key: string): SnapshotRow {
-    if (name === '') throw fail('InvalidArgument', 'commit', key, 'the name to commit it under is empty');
+    if (name === '') throw refusal('InvalidArgument', 'commit', key, 'the name to commit it under is empty');
     const row = this.row('commit', key);
-    if (row.kind !== 'active') throw fail('FailedPrecondition', 'commit', key, `it is ${row.kind}, not active`);
-    if (this.parts.snapshots.get(name) !== undefined) throw fail('AlreadyExists', 'commit', name, 'a snapshot has this name');
+    if (row.kind !== 'active') throw refusal('FailedPrecondition', 'commit', key, `it is ${row.kind}, not active`);
+    if (this.parts.snapshots.get(name) !== undefined) throw refusal('AlreadyExists', 'commit', name, 'a snapshot has this name');
     return row;
   }
 
   private parentRow(op: string, key: string, parentKey: string): SnapshotRow | undefined {
     if (parentKey === '') return undefined;
     const row = this.parts.snapshots.get(parentKey);
-    if (row === undefined) throw fail('NotFound', op, key, `its parent ${parentKey} does not exist`);
+    if (row === undefined) throw refusal('NotFound', op, key, `its parent ${parentKey} does not exist`);
     const kind: SnapshotKind = row.kind;
-    if (kind !== 'committed') throw fail('InvalidArgument', op, key, `its parent ${parentKey} is ${kind}, not committed`);
+    if (kind !== 'committed') throw refusal('InvalidArgument', op, key, `its parent ${parentKey} is ${kind}, not committed`);
     return row;
   }
 }
