@@ -4,6 +4,15 @@ import os from 'node:os';
 import path from 'node:path';
 import { getTableConfig } from 'drizzle-orm/sqlite-core';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import {
+  convertDeliveries,
+  convertJobLog,
+  convertJobs,
+  convertLayers,
+  convertNotifications,
+  convertRules,
+  convertSeenTags,
+} from '../../../db/convert-schema.ts';
 import { openDatabase } from '../../../db/database.ts';
 import { EventStore } from '../../../db/event-store.ts';
 import { ResolutionStore } from '../../../db/resolution-store.ts';
@@ -18,7 +27,18 @@ afterEach(async () => {
   await fs.rm(scratch, { recursive: true, force: true });
 });
 
-test.each([snapshots, resolutions, events])('migrations give the columns that the typed schema names', (table) => {
+test.each([
+  snapshots,
+  resolutions,
+  events,
+  convertJobs,
+  convertJobLog,
+  convertLayers,
+  convertRules,
+  convertSeenTags,
+  convertNotifications,
+  convertDeliveries,
+])('migrations give the columns that the typed schema names', (table) => {
   using database = openDatabase(':memory:');
   const { name, columns, indexes } = getTableConfig(table);
   const actual = database.client.pragma(`table_info(${name})`) as { name: string; type: string; notnull: number; pk: number }[];
