@@ -32,9 +32,9 @@ export type FetchEvent =
   | { kind: 'fetch-failed'; digest: string; code: ErrorCode; detail: string };
 
 export interface FetchLimits {
-  /** Requests in flight in all. 256: 3,000 misses/s at 20 ms take 60; the rest is for registries that are slow or stuck. */
+  /** Requests in flight in all. 3,000 misses/s at 20 ms take 60 to 70; the rest is for registries that are slow or stuck. */
   inFlight: number;
-  /** Requests in flight for the blobs of the same registries: two stuck ones leave a quarter of the slots to the others. */
+  /** Requests in flight for the blobs of the same registries: two stuck ones leave a fifth of the slots to the others. */
   inFlightPerHosts: number;
   /** Requests in flight for one blob; within one registry, a stuck blob leaves room to the others. */
   inFlightPerBlob: number;
@@ -47,9 +47,9 @@ export interface FetchLimits {
 }
 
 export const DEFAULT_FETCH_LIMITS: FetchLimits = {
-  inFlight: 256,
-  inFlightPerHosts: 96,
-  inFlightPerBlob: 80,
+  inFlight: 320,
+  inFlightPerHosts: 128,
+  inFlightPerBlob: 112,
   inFlightBytes: 64 * 1024 * 1024,
   queuedDemand: 16_384,
   queuedPrefetch: 256,

@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import { AppError } from '../../base/errors.ts';
 import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { MissingRanges, RandomAccessFile } from '../file.ts';
-import { Presence, UNIT_ACCESSED, UNIT_MARKED, UNIT_PRESENT } from './presence.ts';
+import { Presence, UNIT_ACCESSED, UNIT_MARKED } from './presence.ts';
 import type { UnitCache } from './unit-cache.ts';
 
 /**
@@ -104,7 +104,7 @@ export class BlobFile implements RandomAccessFile {
       const unit = Math.floor(at / FETCH_UNIT_BYTES);
       const pieceEnd = Math.min(end, (unit + 1) * FETCH_UNIT_BYTES);
       const to = targetOffset + at - offsetBytes;
-      if (this.presence.fd >= 0 && this.presence.has(unit)) {
+      if (this.presence.isReadable(unit)) {
         this.pread(this.presence.fd, at, pieceEnd - at, target, to);
       } else {
         const bytes = this.memory?.get(this.blobId, unit);
@@ -136,8 +136,7 @@ export class BlobFile implements RandomAccessFile {
   }
 
   private isReadable(unit: number): boolean {
-    if (this.presence.fd >= 0 && (this.presence.get(unit) & UNIT_PRESENT) !== 0) return true;
-    return this.memory?.has(this.blobId, unit) ?? false;
+    return this.presence.isReadable(unit) || (this.memory?.has(this.blobId, unit) ?? false);
   }
 
   private addMissing(firstUnit: number, endUnit: number, missing: MissingRanges): void {

@@ -51,7 +51,7 @@ export class BlobHandle {
 
   /** True when a read of the unit on this thread would be answered: on disk or in memory. */
   isReadable(unit: number): boolean {
-    return this.blob.presence.has(unit) || this.memory.has(this.blob.id, unit);
+    return this.blob.presence.isReadable(unit) || this.memory.has(this.blob.id, unit);
   }
 
   /** Marks the unit: the first reader that hits it reports {@link MissingRanges.readAhead}. */

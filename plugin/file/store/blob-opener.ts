@@ -3,7 +3,7 @@ import { AppError, describeError, errnoOf } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { BlobSource } from '../device-spec.ts';
 import type { Blob } from './blob.ts';
-import { createBlobDir, mapPath, openBlobDir, removeBlobDir } from './blob-dir.ts';
+import { createBlobDir, mapPath, openBlobDir, removeBlobDir, unlessMissing } from './blob-dir.ts';
 import type { DiskHealth } from './disk-health.ts';
 import type { DiskTree } from './disk-tree.ts';
 import type { Ledger, Reservation } from './ledger.ts';
@@ -50,7 +50,8 @@ export async function openStored(blob: Blob, reservation: Reservation | undefine
 }
 
 async function openExisting(blob: Blob, onDiskBytes: number, parts: OpenerParts): Promise<boolean> {
-  const opened = await openBlobDir(parts.fs, blob.dir, blob.digest, blob.sizeBytes, blob.presence);
+  const opening = openBlobDir(parts.fs, blob.dir, blob.digest, blob.sizeBytes, blob.presence);
+  const opened = (await unlessMissing(opening)) ?? 'a file is missing';
   if (typeof opened !== 'string') {
     blob.adopt(opened, onDiskBytes);
     await parts.fs.touch(mapPath(blob.dir), parts.nowMs());

@@ -66,8 +66,9 @@ export class Blob {
     return this.place.dir;
   }
 
+  /** Something is not durable yet, or is being made so. */
   get isDirty(): boolean {
-    return this.dirtySectors.size > 0;
+    return this.dirtySectors.size > 0 || this.lock.isBusy;
   }
 
   get isComplete(): boolean {
@@ -240,8 +241,7 @@ export class Blob {
   abandonDisk(): void {
     this.isBroken = true;
     this.isWhole = false;
-    this.presence.fd = -1;
-    this.presence.forget(0, this.unitCount);
+    this.presence.detach();
     this.presentUnits = 0;
     this.dirtySectors.clear();
   }

@@ -309,7 +309,7 @@ export class ChunkStore {
   private keepInMemory(blob: Blob, offsetBytes: number, bytes: Uint8Array): void {
     for (let at = 0; at < bytes.length; at += FETCH_UNIT_BYTES) {
       const unit = (offsetBytes + at) / FETCH_UNIT_BYTES;
-      if (!blob.presence.has(unit)) this.memory.put(blob.id, unit, bytes.subarray(at, at + FETCH_UNIT_BYTES));
+      if (!blob.presence.isReadable(unit)) this.memory.put(blob.id, unit, bytes.subarray(at, at + FETCH_UNIT_BYTES));
     }
   }
 
@@ -399,9 +399,10 @@ export class ChunkStore {
     };
   }
 
-  /** The account after asking the disk about every open blob. Rejects with system errors. */
+  /** The account after asking the disk about every blob. Rejects with system errors. */
   async refreshUsage(): Promise<StoreUsage> {
     for (const blob of [...this.openBlobs.values()]) await blob.refresh();
+    await this.tree.refreshIdle();
     await this.tree.refreshDirs();
     return this.usage();
   }

@@ -41,8 +41,12 @@ export class DiskHealth {
     this.degrade('budget', detail);
   }
 
-  /** The disk refused: full, over quota, broken or read-only. */
+  /** The disk refused: full, over quota, broken or read-only. A file too large for it is that file's matter alone. */
   diskFailed(error: unknown, doing: string): void {
+    if (errnoOf(error) === 'EFBIG') {
+      this.log.warn({ err: error, doing }, 'a blob is too large for the file system and lives in memory');
+      return;
+    }
     this.probeAtMs = this.clock.monotonicMs() + PROBE_MS;
     this.degrade(errnoOf(error) ?? 'error', `${doing}: ${describeError(error)}`);
   }

@@ -5,7 +5,7 @@
 import type { Digest } from '../../base/digest.ts';
 import { errnoOf } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { removeBlobDir } from './blob-dir.ts';
+import { blobDirBytes, removeBlobDir, unlessMissing } from './blob-dir.ts';
 import type { Ledger } from './ledger.ts';
 import type { KeyedMutex } from './mutex.ts';
 import { makeDirs, scanBlobs } from './scan.ts';
@@ -85,6 +85,17 @@ export class DiskTree {
       if (errnoOf(error) === undefined) throw error;
       this.log.error({ digest: key, err: error }, 'a blob cannot be evicted');
       this.put(key, diskBytes);
+    }
+  }
+
+  /** Asks the disk about every idle blob: what a killed process left unwritten may have been given its final blocks since. */
+  async refreshIdle(): Promise<void> {
+    for (const [key, diskBytes] of [...this.idle]) {
+      const bytes = await unlessMissing(blobDirBytes(this.fs, this.dirOf(key as Digest)));
+      // Gone, taken or changed meanwhile: its new place accounts for it.
+      if (bytes === undefined || this.idle.get(key) !== diskBytes) continue;
+      this.idle.set(key, bytes);
+      this.ledger.add(bytes - diskBytes);
     }
   }
 

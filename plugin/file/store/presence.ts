@@ -90,9 +90,21 @@ export class Presence {
     Atomics.or(this.flags, unit, mask);
   }
 
+  /** True when the unit can be read from the file. */
+  isReadable(unit: number): boolean {
+    return this.fd >= 0 && (this.isAllLocal || this.has(unit));
+  }
+
   /** Clears bits and returns what was there before. */
   clear(unit: number, mask: number): number {
     return Atomics.and(this.flags, unit, ~mask & 0xff);
+  }
+
+  /** Takes the file away: every reader misses from now on, whatever the flags say. */
+  detach(): void {
+    this.fd = -1;
+    this.isAllLocal = false;
+    Atomics.add(this.header, GENERATION, 1);
   }
 
   /** Takes units away; readers that are copying them notice by the generation. */

@@ -19,10 +19,11 @@ export interface FoundBlob {
 /** Blobs looked at together: keeps the four threads of the pool busy. */
 const SCAN_WIDTH = 16;
 
-/** Makes `path` and its parents; those that exist are fine. */
+/** Makes `path` and its parents, durably; those that exist are fine. */
 export async function makeDirs(fs: StoreFs, path: string): Promise<void> {
   try {
     await fs.mkdir(path);
+    await fs.syncDir(dirname(path));
   } catch (error) {
     const code = errnoOf(error);
     if (code === 'EEXIST') return;

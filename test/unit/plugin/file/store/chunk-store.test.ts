@@ -66,6 +66,7 @@ describe('reading and writing', () => {
     const blob = await store.acquire(source);
     expect(read(blob, 1, 2 * UNIT)).toEqual(bytes.slice(1, 2 * UNIT + 1));
     expect(store.usage().bytes).toBe(before);
+    expect(blob.isReadable(2) && blob.isComplete && blob.isVerified).toBe(true);
     await expect(store.drop(blob, 0, 1)).rejects.toSatisfy((error) => isAppError(error, 'DataLoss'));
     fs.appendFileSync(`${rootDir}/blob`, 'x');
     blob.release();
@@ -252,6 +253,23 @@ describe('a disk that refuses', () => {
     expect(await put(store, blob, bytes, 1, 2)).toBe(true);
     expect(await readInWorker(shared, UNIT, UNIT)).toEqual(bytes.slice(UNIT));
     expect((await store.refreshUsage()).bytes).toBe(du(rootDir));
+    await store.close();
+  });
+
+  test('a blob too large for the file system lives in memory and degrades nobody else', async () => {
+    const disk = faultyFs();
+    const { store, events } = await openStore({ rootDir: scratchDir(), fs: disk });
+    const bytes = bytesOf(54, 2 * UNIT);
+    disk.fail.truncate = 'EFBIG';
+    const blob = await store.acquire({ ...sourceOf(bytes), sizeBytes: 8 * 1024 ** 4 });
+    delete disk.fail.truncate;
+    const other = await store.acquire(sourceOf(bytesOf(55, UNIT)));
+    expect(await put(store, other, bytesOf(55, UNIT), 0, 1)).toBe(true);
+    disk.fail.truncate = 'EFBIG';
+    const reservation = await store.reserve(UNIT);
+    expect((await store.write(blob, UNIT, bytes.subarray(0, UNIT), reservation)).isStored).toBe(false);
+    expect(read(blob, UNIT + 1, 10)).toEqual(bytes.slice(1, 11));
+    expect(events).toEqual([]);
     await store.close();
   });
 
