@@ -17,6 +17,7 @@ import { unmountDevice } from '../kernel/mount-device.ts';
 import { dieWithParent } from '../kernel/process.ts';
 import { RegistryClient } from '../registry/client.ts';
 import { dockerConfigSource } from '../registry/docker-config.ts';
+import { ChunkVerifier } from './chunk-verifier.ts';
 import { createControlApp, listenControl } from './control.ts';
 import { Devices } from './devices.ts';
 import { EventRing } from './events.ts';
@@ -54,11 +55,13 @@ async function main(): Promise<void> {
   const clock = systemClock;
   const events = new EventRing(clock);
   const storeDir = path.join(config.paths.root, 'store');
+  const chunks = new ChunkVerifier();
   const store = await ChunkStore.open({
     rootDir: storeDir,
     budgetBytes: config.store.budgetBytes,
     memoryBytes: config.store.memoryBytes,
     checkpointMs: config.store.checkpointMs,
+    verifyUnit: (blobId, unitIndex, bytes) => chunks.verifyUnit(blobId, unitIndex, bytes),
     clock,
     log,
     onEvent: (event) => {
@@ -67,6 +70,7 @@ async function main(): Promise<void> {
       events.add({ severity: isBad ? 'warning' : 'info', kind: event.kind, subject: 'digest' in event ? event.digest : storeDir, message });
     },
   });
+  store.onUnreferenced((blobId) => chunks.forget(blobId));
   const client = createRegistryClient(config, log);
   const scheduler = new FetchScheduler({
     store,
@@ -115,6 +119,7 @@ async function main(): Promise<void> {
     store,
     scheduler,
     codec: loadCodec(),
+    chunks,
     pool,
     keeper,
     specFiles: new SpecFiles(path.join(config.paths.root, 'devices')),

@@ -13,6 +13,7 @@ import type { SharedBlob } from '../file/store/blob-file.ts';
 import type { BlobHandle } from '../file/store/blob-handle.ts';
 import type { ChunkStore } from '../file/store/chunk-store.ts';
 import type { Codec } from '../image/zfile/codec.ts';
+import type { ChunkVerifier } from './chunk-verifier.ts';
 import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
 import { fetchAndVerify } from './fills.ts';
 import { LogLimiter } from './log-limiter.ts';
@@ -30,6 +31,7 @@ export interface DeviceParts {
   store: ChunkStore;
   scheduler: FetchScheduler;
   codec: Codec;
+  chunks: ChunkVerifier;
   clock: Clock;
   log: Logger;
   logLinesPerMinute: number;
@@ -76,6 +78,7 @@ export class OpenDevice {
       for (const source of blobsOf(spec)) handles.push(await parts.store.acquire(source));
       if (parts.verify === 'full-layer-first')
         for (const handle of handles) if (handle.source.chunkList === undefined) await fetchAndVerify(parts, handle, signal);
+      for (const handle of handles) await parts.chunks.load(handle, parts, signal);
       const files = handles.map((handle) => handle.file());
       const opener = new DeviceOpener(spec, files, parts.codec);
       for (let round = 0; round < MAX_OPEN_ROUNDS; round += 1) {

@@ -6,6 +6,10 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { isDigest } from '../base/digest.ts';
 import { MAX_BLOB_BYTES, MAX_LAYERS } from '../base/limits.ts';
+import { MIB } from '../base/units.ts';
+
+/** Digests of a blob of 128 GiB in chunks of 64 KiB; the list is held in memory while the blob is used. */
+const MAX_CHUNK_LIST_BYTES = 64 * MIB;
 
 const digest = z.string().refine(isDigest, 'not sha256: and 64 hexadecimal digits');
 
@@ -16,8 +20,10 @@ export const blobSourceSchema = z.object({
   /** Repositories that hold the blob, tried in order: `registry.example:5000` and `library/app`. */
   repositories: z.array(z.object({ host: z.string().min(1).max(255), repository: z.string().min(1).max(255) })).max(16),
   localPath: z.string().startsWith('/').optional(),
-  /** The blob that lists SHA-256 per chunk of this blob; absent: the layer carries none. */
-  chunkList: z.object({ digest, sizeBytes: z.int().min(0), chunkBytes: z.int().min(4096) }).optional(),
+  /** Where in the blob the SHA-256 of its chunks lie (plugin/image/oci/chunk-list.ts); absent: the layer carries no list. */
+  chunkList: z
+    .object({ digest, offsetBytes: z.int().min(0), sizeBytes: z.int().min(0).max(MAX_CHUNK_LIST_BYTES), chunkBytes: z.int().min(4096) })
+    .optional(),
 });
 export type BlobSource = z.infer<typeof blobSourceSchema>;
 

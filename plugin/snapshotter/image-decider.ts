@@ -11,8 +11,8 @@ import type { SnapshotStore } from '../../db/snapshot-store.ts';
 import { type Digest, isDigest } from '../base/digest.ts';
 import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { deviceIdOf, type LayerSpec, layerSpecSchema } from '../file/device-spec.ts';
-import { readLayerMarks } from './labels.ts';
+import { type BlobSource, deviceIdOf, type LayerSpec, layerSpecSchema } from '../file/device-spec.ts';
+import { type LayerMarks, readLayerMarks } from './labels.ts';
 import { fetchImageManifest, type ImageManifest } from './manifest.ts';
 import type { BlockDevices, ImageResolver } from './ports.ts';
 import { wallTimeUs } from './wall-time.ts';
@@ -51,6 +51,13 @@ export interface ImageDeciderOptions {
 
 const layersSchema = z.array(layerSpecSchema);
 
+/** Where the bytes of a layer come from. */
+export function blobOf(marks: LayerMarks, source: { host: string; repository: string }): BlobSource {
+  const { blobDigest, blobSizeBytes, chunkList } = marks;
+  const blob = { digest: blobDigest, sizeBytes: blobSizeBytes, repositories: [source] };
+  return chunkList === undefined ? blob : { ...blob, chunkList };
+}
+
 /** The longest run of layers from the bottom whose annotations say that they can be served, and why it ends. */
 function candidatesOf(
   manifest: ImageManifest,
@@ -75,7 +82,7 @@ function candidatesOf(
         `its annotations name ${marks.blobDigest} of ${marks.blobSizeBytes} bytes, its descriptor says ${layer.sizeBytes} bytes`,
       );
     }
-    layers.push({ kind: 'full', blob: { digest: layer.digest, sizeBytes: layer.sizeBytes, repositories: [source] } });
+    layers.push({ kind: 'full', blob: blobOf(marks, source) });
   }
   return { layers, reason: null };
 }

@@ -7,6 +7,7 @@
 import { type Digest, parseDigest } from '../base/digest.ts';
 import { AppError } from '../base/errors.ts';
 import { MAX_BLOB_BYTES } from '../base/limits.ts';
+import { CHUNK_LIST_ANNOTATION, type ChunkList, parseChunkList } from '../image/oci/chunk-list.ts';
 
 const PREFIX = 'containerd.io/snapshot/';
 
@@ -42,6 +43,8 @@ const MAX_REFERENCE_CHARS = 512;
 export interface LayerMarks {
   blobDigest: Digest;
   blobSizeBytes: number;
+  /** Where the SHA-256 of the blob's chunks lie; layers of other converters have none. */
+  chunkList?: ChunkList;
   /** Index-only (TurboOCI, FastOCI): the blob holds metadata, the data is in another layer. */
   isIndexOnly: boolean;
   /** A record of what a program reads; no file system. */

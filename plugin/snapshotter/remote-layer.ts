@@ -10,7 +10,7 @@ import { describeError, isAppError } from '../base/errors.ts';
 import type { LayerSpec } from '../file/device-spec.ts';
 import type { Accelerated } from './accelerated.ts';
 import { chainIdOf } from './chain-id.ts';
-import type { ImageDecider } from './image-decider.ts';
+import { blobOf, type ImageDecider } from './image-decider.ts';
 import type { LayerMarks, PullRequest } from './labels.ts';
 import type { ImageResolver } from './ports.ts';
 
@@ -38,10 +38,7 @@ async function fromLabels(
     return { refusedReason: 'the layer below it was downloaded' };
   }
   const source = parts.resolver.parseReference(pull.image ?? '');
-  const layers: LayerSpec[] = [
-    ...(parent?.layers ?? []),
-    { kind: 'full', blob: { digest: layer.blobDigest, sizeBytes: layer.blobSizeBytes, repositories: [source] } },
-  ];
+  const layers: LayerSpec[] = [...(parent?.layers ?? []), { kind: 'full', blob: blobOf(layer, source) }];
   if (!isChain(layers, pull, layer.blobDigest)) return { refusedReason: 'its labels alone do not give the device of its chain id' };
   const { count, reason } = await parts.decider.openable(pull.image ?? '', layers, AbortSignal.timeout(parts.deadlineMs));
   if (count < layers.length) return { refusedReason: reason ?? 'it cannot be opened' };
