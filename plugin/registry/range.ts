@@ -13,7 +13,7 @@ import type { Endpoint } from './hosts.ts';
 import { headerOf, type Purpose, peerError } from './http-errors.ts';
 import { MAX_RANGE_BYTES, MAX_ROUTES, MAX_WHOLE_BLOB_BYTES, RANGE_TIMEOUT_MS, ROUTE_LIFETIME_MS, SLOWEST_BYTES_PER_MS } from './limits.ts';
 import type { Mirrors } from './mirrors.ts';
-import { formatRepository, type Repository } from './reference.ts';
+import { checkRepository, formatRepository, type Repository } from './reference.ts';
 import type { Deadline, Redirect, RegistryCall, Session } from './session.ts';
 import type { ExchangeHead } from './transport.ts';
 
@@ -78,6 +78,8 @@ export class RangeReader {
     const target = new Uint8Array(Buffer.allocUnsafeSlow(length).buffer as ArrayBuffer);
     if (length === 0) return { bytes: target, mirror: '' };
     const routeKey = `${repository.host}\n${repository.repository}\n${digest}`;
+    // A name that has a route was checked when it was made.
+    if (!this.routes.has(routeKey)) checkRepository(repository);
     const call: RangeCall = { repository, digest, sizeBytes, offset, target, routeKey };
     const avoid = options.avoidMirrors === undefined || options.avoidMirrors.length === 0 ? undefined : new Set(options.avoidMirrors);
     if (avoid !== undefined) this.routes.delete(routeKey);

@@ -257,13 +257,17 @@ class Exchange implements Dispatcher.DispatchHandler {
       this.fail(error);
       return;
     }
-    this.succeed();
+    // undici gives a connection back one turn after its answer ended. Going on earlier would open a second one for the next request.
+    const { head } = this;
+    if (head !== undefined && this.settle()) queueMicrotask(() => setImmediate(this.resolve, head));
+    else this.succeed();
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
     this.fail(error instanceof AppError ? error : networkError(this.request.purpose, error));
   }
 
+  /** Also for an end without a head, which is a failure of the peer. */
   private succeed(): void {
     if (!this.settle()) return;
     if (this.head === undefined) this.reject(networkError(this.request.purpose, undefined));
