@@ -45,8 +45,11 @@ const image = fc.record({
 
 test('every container sees its own image', async () => {
   let servedCount = 0;
+  // Not fast-check's own limit: that leaves a run, and its directory, in the middle.
+  const endMs = performance.now() + TIME_MS;
   await fc.assert(
     fc.asyncProperty(fc.array(image, { minLength: 1, maxLength: 6 }), async (images) => {
+      if (performance.now() > endMs) return;
       await using harness = await SnapshotterHarness.open();
       for (const [index, { block, ordinary, bad, isRegistryAway, hasManifestDigest, restartsAfter }] of images.entries()) {
         const layers = [...block.map((name) => overlaybdLayer(name)), ...ordinary.map((name) => ordinaryLayer(name))];
@@ -69,7 +72,7 @@ test('every container sees its own image', async () => {
         if (restartsAfter) await harness.restart();
       }
     }),
-    { numRuns: 1_000, interruptAfterTimeLimit: TIME_MS },
+    { numRuns: 1_000 },
   );
   expect(servedCount).toBeGreaterThan(20);
 });
