@@ -10,12 +10,13 @@ import { parseArgs } from 'node:util';
 import { createAdminApp } from '../admin/app.ts';
 import { startAdminServer } from '../admin/server.ts';
 import { type Config, loadConfig } from './base/config/config.ts';
-import { AppError, describeError } from './base/errors.ts';
+import { describeError } from './base/errors.ts';
 import type { FromKeeper, ToKeeper } from './base/keeper-protocol.ts';
 import { createLogger, type Logger } from './base/log.ts';
 import { BlockdClient } from './blockd/client.ts';
 import { listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
+import { Materializer } from './main/materialize.ts';
 import { RegistryClient } from './registry/client.ts';
 import { dockerConfigSource } from './registry/docker-config.ts';
 import { parseReference, referenceObject } from './registry/reference.ts';
@@ -111,13 +112,17 @@ async function main(): Promise<void> {
   const version = readVersion();
   const blockd = new BlockdClient(path.join(config.paths.run, 'blockd.sock'));
   const service = await startSidecar(config, blockd, logger);
+  const materializer = new Materializer({
+    containerdAddress: config.containerd.address,
+    fetchWhole: (source, signal) => blockd.fetchWhole(source, signal),
+    logger,
+  });
   const services = new GatheredAdminServices({
     config,
     version,
     snapshotter: service,
     blockd,
-    materialize: (reference) =>
-      Promise.reject(new AppError('Unimplemented', { op: 'materialize', subject: reference, what: 'this build cannot yet' })),
+    materialize: (reference, signal) => materializer.materialize(reference, signal),
   });
   const { socket, tcpListen, tcpTokenFile } = config.admin;
   const admin = await startAdminServer({

@@ -1,4 +1,5 @@
 /** A whole container host in scratch directories: registry, the product, and containerd that asks it for root file systems. Ours. */
+import { symlink } from 'node:fs/promises';
 import { Containerd, type ContainerdOptions } from './containerd.ts';
 import { DockerRegistry, type DockerRegistryOptions } from './docker-registry.ts';
 import { pushImage } from './oci-image.ts';
@@ -42,6 +43,7 @@ export class LazyHost implements AsyncDisposable {
         proxySnapshotters: { [SNAPSHOTTER]: { socket: sidecar.snapshotterSocket, root: sidecar.root } },
       }),
     );
+    await symlink(containerd.socket, sidecar.containerdSocket);
     return new LazyHost(registry, sidecar, containerd, stack.move());
   }
 

@@ -37,6 +37,8 @@ export class Sidecar implements AsyncDisposable {
   readonly run: string;
   readonly snapshotterSocket: string;
   readonly adminSocket: string;
+  /** Where the product looks for containerd; a link that whoever starts a containerd makes. */
+  readonly containerdSocket: string;
   readonly configPath: string;
   readonly logPath: string;
   private readonly scratch: Scratch;
@@ -50,6 +52,7 @@ export class Sidecar implements AsyncDisposable {
     this.run = scratch.join('run');
     this.snapshotterSocket = join(this.run, 'snapshotter.sock');
     this.adminSocket = join(this.run, 'admin.sock');
+    this.containerdSocket = scratch.join('containerd.sock');
     this.configPath = scratch.join('config.toml');
     this.logPath = scratch.join('sidecar.log');
   }
@@ -72,6 +75,7 @@ export class Sidecar implements AsyncDisposable {
     const own: SidecarConfig = {
       paths: { root: await this.scratch.dir('root'), run: await this.scratch.dir('run') },
       registry: { hosts_dir: await this.scratch.dir('certs.d') },
+      containerd: { address: this.containerdSocket },
       log: { level: 'debug' },
     };
     const merged: Record<string, unknown> = {};

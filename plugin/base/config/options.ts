@@ -47,6 +47,12 @@ export const SECTION_OPTIONS = {
         'Containers in user namespaces get idmapped mounts instead of copies; needs kernel 5.19 and containerd 2 (install.sh then adds the capability to the stanza)',
     }),
   },
+  containerd: {
+    address: path({
+      default: '/run/containerd/containerd.sock',
+      reason: "containerd's own socket: `obdctl materialize` puts layers into its content store, in every namespace that has the image",
+    }),
+  },
   blockd: {
     workers: integer({
       unit: 'threads',

@@ -1,0 +1,50 @@
+/** Small lazy images for the tests of this folder: tars in memory, converted by our own builder. */
+
+import { randomBytes } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { type ConvertTarsOptions, convertTars } from '../../support/converted-image.ts';
+import type { LazyHost } from '../../support/lazy-host.ts';
+import { SNAPSHOTTER } from '../../support/lazy-host.ts';
+import type { Image, ImageConfig, Layer } from '../../support/oci-image.ts';
+import { run } from '../../support/process.ts';
+import type { Scratch } from '../../support/scratch.ts';
+import { busyboxLayer } from '../../support/small-images.ts';
+
+const OBDCTL = resolve(import.meta.dirname, '../../../admin/obdctl.ts');
+
+/** Converts layers whose blobs are uncompressed tars in memory, bottom to top. */
+export async function convertedImage(
+  scratch: Scratch,
+  layers: readonly Layer[],
+  config: ImageConfig,
+  options: Pick<ConvertTarsOptions, 'compression'> = {},
+): Promise<Image> {
+  const directory = await scratch.dir(`image-${randomBytes(4).toString('hex')}`);
+  const paths: string[] = [];
+  for (const [index, layer] of layers.entries()) {
+    const path = join(directory, `layer${index}.tar`);
+    await writeFile(path, layer.blob);
+    paths.push(path);
+  }
+  return convertTars(paths, { config, stagingDirectory: join(directory, 'converted'), ...options });
+}
+
+/** busybox with layers on top, converted. */
+export async function lazyBusybox(
+  scratch: Scratch,
+  above: readonly Layer[] = [],
+  config: ImageConfig = { cmd: ['/bin/sh'] },
+): Promise<Image> {
+  return convertedImage(scratch, [await busyboxLayer(), ...above], config);
+}
+
+/** `obdctl` against the host's own admin socket, as a person calls it. Exit codes other than 0 are not failures of the call. */
+export async function obdctl(host: LazyHost, ...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  return run(process.execPath, [OBDCTL, '--socket', host.sidecar.adminSocket, ...args], { okCodes: [0, 1, 2, 3, 4] });
+}
+
+/** Runs a command in a new container and returns what it prints. */
+export async function runOnce(host: LazyHost, reference: string, name: string, ...command: string[]): Promise<string> {
+  return (await host.containerd.ctr(['run', '--rm', '--snapshotter', SNAPSHOTTER, reference, name, ...command])).stdout;
+}
