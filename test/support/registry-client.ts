@@ -4,9 +4,9 @@ import { AppError } from '../../plugin/base/errors.ts';
 import { RegistryClient, type RegistryClientOptions } from '../../plugin/registry/client.ts';
 import type { Repository } from '../../plugin/registry/reference.ts';
 
-/** A client that gives up on silence after 400 ms and knows no proxies. */
+/** A client that gives up on silence after 2 s (a busy machine needs longer than one thinks) and knows no proxies. */
 export function testClient(options: RegistryClientOptions = {}): RegistryClient {
-  return new RegistryClient({ env: {}, headersTimeoutMs: 400, bodyIdleTimeoutMs: 400, ...options });
+  return new RegistryClient({ env: {}, headersTimeoutMs: 2000, bodyIdleTimeoutMs: 2000, ...options });
 }
 
 /** Bytes that differ at each place. */

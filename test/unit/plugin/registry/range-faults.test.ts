@@ -69,8 +69,14 @@ describe('a range read and a registry that misbehaves', () => {
     ['in the body', 1000],
   ])('a stall %s ends after the idle limit as Unavailable', async (_where, afterBytes) => {
     fail(afterBytes === undefined ? { kind: 'stall' } : { kind: 'stall', afterBytes });
-    const error = await failureOf(read());
-    expect([error.code, error.details.fault]).toEqual(['Unavailable', 'timeout']);
+    const impatient = testClient({ headersTimeoutMs: 200, bodyIdleTimeoutMs: 200 });
+    try {
+      const digest = registry.addBlob(blob);
+      const error = await failureOf(impatient.fetchRange(repositoryOf(registry), digest, SIZE, OFFSET, LENGTH));
+      expect([error.code, error.details.fault]).toEqual(['Unavailable', 'timeout']);
+    } finally {
+      await impatient.close();
+    }
     await expectGoodRead();
   });
 
