@@ -25,7 +25,10 @@ export interface ConvertedImage {
 }
 
 /** Puts a converted image together. `layers`: one for each layer of the source, bottom to top. */
-export function convertedImage(source: SourceManifest, layers: readonly ConvertedLayer[]): ConvertedImage {
+export function convertedImage(
+  source: SourceManifest,
+  layers: readonly Pick<ConvertedLayer, 'digest' | 'sizeBytes' | 'annotations'>[],
+): ConvertedImage {
   const { descriptor, manifest, config } = source;
   if (layers.length !== manifest.layers.length || config.diffIds.length !== manifest.layers.length) {
     const what = `${manifest.layers.length} layers, ${config.diffIds.length} diffIDs and ${layers.length} converted layers do not go together`;
