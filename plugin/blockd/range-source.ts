@@ -1,12 +1,29 @@
 /** Joins the fetch scheduler to the registry client: a blob's repositories are asked in order until one has it. */
 import type { Digest } from '../base/digest.ts';
 import { AppError, isAppError } from '../base/errors.ts';
-import type { RegistryClient } from '../registry/client.ts';
+import type { Config } from '../base/config/config.ts';
+import type { Logger } from '../base/log.ts';
+import { RegistryClient } from '../registry/client.ts';
+import { dockerConfigSource } from '../registry/docker-config.ts';
 import type { FetchRange } from './fetch/fetch-types.ts';
+
+/** {@link registryRanges} with a client of its own, as the configuration says. */
+export function createRegistryRanges(config: Config, logger: Logger): FetchRange {
+  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
+  const client = new RegistryClient({
+    hostsDirs: [hostsDir],
+    plainHttpHosts: plainHttp,
+    logger,
+    headersTimeoutMs: responseTimeoutMs,
+    bodyIdleTimeoutMs: stallTimeoutMs,
+    ...(dockerConfig === undefined ? {} : { credentials: dockerConfigSource(dockerConfig) }),
+  });
+  return registryRanges(client);
+}
 
 /** A fetch function over the registry. A blob without a repository is NotFound. */
 export function registryRanges(client: RegistryClient): FetchRange {
-  return async (source, offsetBytes, lengthBytes, { signal, avoidMirrors, servedBy }) => {
+  return async (source, offsetBytes, lengthBytes, { signal, avoidMirrors, servedBy, onProgress }) => {
     let failure: unknown = new AppError('NotFound', {
       op: 'fetch range of',
       subject: source.digest,
@@ -20,7 +37,7 @@ export function registryRanges(client: RegistryClient): FetchRange {
           source.sizeBytes,
           offsetBytes,
           lengthBytes,
-          avoidMirrors === undefined ? { signal } : { signal, avoidMirrors },
+          avoidMirrors === undefined ? { signal, onProgress } : { signal, avoidMirrors, onProgress },
         );
         servedBy(mirror);
         return bytes;

@@ -85,17 +85,24 @@ export class FillSink implements BodySink {
   private readonly target: Uint8Array;
   private readonly isExact: boolean;
   private readonly fault: (what: string) => Error;
+  private readonly onProgress: (() => void) | undefined;
   private skipBytes: number;
   private filledBytes = 0;
 
-  constructor(target: Uint8Array, skipBytes: number, isExact: boolean, fault: (what: string) => Error) {
+  constructor(
+    target: Uint8Array,
+    skipBytes: number,
+    options: { isExact: boolean; fault: (what: string) => Error; onProgress: (() => void) | undefined },
+  ) {
     this.target = target;
     this.skipBytes = skipBytes;
-    this.isExact = isExact;
-    this.fault = fault;
+    this.isExact = options.isExact;
+    this.fault = options.fault;
+    this.onProgress = options.onProgress;
   }
 
   write(borrowed: Uint8Array): 'more' | 'stop' {
+    this.onProgress?.();
     const skipped = Math.min(this.skipBytes, borrowed.length);
     this.skipBytes -= skipped;
     const room = this.target.length - this.filledBytes;

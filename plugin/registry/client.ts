@@ -137,6 +137,15 @@ export class RegistryClient {
     return this.uploader.upload(checkRepository(repository), blob, readAt, options);
   }
 
+  /** See {@link Uploader.provide}. */
+  async provideBlob(
+    repository: Repository,
+    blob: BlobIdentity,
+    options?: Pick<UploadOptions, 'signal' | 'mountFrom'>,
+  ): Promise<'existed' | 'mounted' | undefined> {
+    return this.uploader.provide(checkRepository(repository), blob, options);
+  }
+
   /** See {@link ManifestWriter.putManifest}. */
   async putManifest(
     repository: Repository,

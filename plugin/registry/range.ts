@@ -21,6 +21,8 @@ export interface RangeOptions {
   readonly signal?: AbortSignal;
   /** Endpoints whose bytes turned out wrong ({@link RangeResult.mirror}): tried last, and without remembered redirects. */
   readonly avoidMirrors?: readonly string[];
+  /** Called with each piece of the answer: a slow link is not a stuck one. Must return quickly. */
+  readonly onProgress?: () => void;
   /** Milliseconds for all mirrors together. Default: 30 s and the length at 32 KiB/s. */
   readonly timeoutMs?: number;
 }
@@ -45,6 +47,7 @@ interface RangeCall {
   readonly offset: number;
   readonly target: Uint8Array;
   readonly routeKey: string;
+  readonly onProgress: (() => void) | undefined;
 }
 
 /** A signed URL that is over is answered with one of these, depending on the store. */
@@ -80,7 +83,7 @@ export class RangeReader {
     const routeKey = `${repository.host}\n${repository.repository}\n${digest}`;
     // A name that has a route was checked when it was made.
     if (!this.routes.has(routeKey)) checkRepository(repository);
-    const call: RangeCall = { repository, digest, sizeBytes, offset, target, routeKey };
+    const call: RangeCall = { repository, digest, sizeBytes, offset, target, routeKey, onProgress: options.onProgress };
     const avoid = options.avoidMirrors === undefined || options.avoidMirrors.length === 0 ? undefined : new Set(options.avoidMirrors);
     if (avoid !== undefined) this.routes.delete(routeKey);
     const deadline = this.session.deadline(options.signal, options.timeoutMs ?? RANGE_TIMEOUT_MS + length / SLOWEST_BYTES_PER_MS);
@@ -165,7 +168,7 @@ function sinkFor(head: ExchangeHead, range: RangeCall, purpose: Purpose): BodySi
       const asked = `bytes ${range.offset}-${end - 1}/${range.sizeBytes}`;
       throw peerError('DataLoss', purpose, `asked for ${asked}, answered Content-Range ${JSON.stringify(text.slice(0, 80))}`);
     }
-    return new FillSink(range.target, 0, true, fault);
+    return new FillSink(range.target, 0, { isExact: true, fault, onProgress: range.onProgress });
   }
   const announced = headerOf(head.headers, 'content-length');
   if (announced !== String(range.sizeBytes)) {
@@ -183,7 +186,7 @@ function sinkFor(head: ExchangeHead, range: RangeCall, purpose: Purpose): BodySi
       `ignores Range and sends the whole blob; that is read up to ${MAX_WHOLE_BLOB_BYTES} bytes only, not to ${end}`,
     );
   }
-  return new FillSink(range.target, range.offset, isWhole, fault);
+  return new FillSink(range.target, range.offset, { isExact: isWhole, fault, onProgress: range.onProgress });
 }
 
 function checkArguments(repository: Repository, digest: Digest, sizeBytes: number, offset: number, length: number): void {

@@ -70,13 +70,33 @@ export class Uploader {
     }
     const { signal } = options;
     const endpoint = await pushEndpoint(this.hosts, repository);
-    if (await this.exists(endpoint, repository, blob, signal)) return 'existed';
-    for (const source of (options.mountFrom ?? []).slice(0, MAX_MOUNT_TRIES)) {
-      if (await this.mount(endpoint, repository, blob.digest, source, signal)) return 'mounted';
-    }
+    const present = await this.findOrMount(endpoint, repository, blob, options);
+    if (present !== undefined) return present;
     const state = await withRetries(this.session.clock, signal, () => this.start(endpoint, repository, blob.digest, signal));
     await this.transfer(state, blob, readAt, options);
     return 'uploaded';
+  }
+
+  /** Makes the repository hold a blob that the registry has: undefined when it has it neither there nor in a repository of `mountFrom`. */
+  async provide(
+    repository: Repository,
+    blob: BlobIdentity,
+    options: Pick<UploadOptions, 'signal' | 'mountFrom'> = {},
+  ): Promise<'existed' | 'mounted' | undefined> {
+    return this.findOrMount(await pushEndpoint(this.hosts, repository), repository, blob, options);
+  }
+
+  private async findOrMount(
+    endpoint: Endpoint,
+    repository: Repository,
+    blob: BlobIdentity,
+    { signal, mountFrom = [] }: Pick<UploadOptions, 'signal' | 'mountFrom'>,
+  ): Promise<'existed' | 'mounted' | undefined> {
+    if (await this.exists(endpoint, repository, blob, signal)) return 'existed';
+    for (const source of mountFrom.slice(0, MAX_MOUNT_TRIES)) {
+      if (await this.mount(endpoint, repository, blob.digest, source, signal)) return 'mounted';
+    }
+    return undefined;
   }
 
   /** Asked of the endpoint that takes pushes alone: a mirror's copy does not help a manifest that is pushed there. */
