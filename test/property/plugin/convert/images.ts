@@ -79,7 +79,8 @@ export const image = fc.array(layer, { minLength: 1, maxLength: 5 });
 
 const TYPE_FLAG = { file: '0', hardlink: '1', symlink: '2', char: '3', directory: '5', fifo: '6', whiteout: '0', opaque: '0' } as const;
 
-function rawOf(one: ModelEntry): RawEntry {
+/** The entry as it is written to a tar. */
+export function rawEntryOf(one: ModelEntry): RawEntry {
   const parts = [...one.path];
   if (one.type === 'whiteout') parts.push(`.wh.${parts.pop()}`);
   if (one.type === 'opaque') parts.push('.wh..wh..opq');
@@ -120,11 +121,11 @@ export function tarOfLayer(model: ModelTree, entries: readonly ModelEntry[]): Bu
     const chosen = one.pick === 0 && (one.targetPick === 0 || one.type !== 'hardlink') ? one : withPicks(one, model.paths());
     if (model.apply(chosen)) accepted.push(chosen);
   }
-  return rawTar(accepted.map(rawOf));
+  return rawTar(accepted.map(rawEntryOf));
 }
 
 /** Most paths that are made up meet nothing; chosen ones do. */
-function withPicks(one: ModelEntry, paths: readonly string[][]): ModelEntry {
+export function withPicks(one: ModelEntry, paths: readonly string[][]): ModelEntry {
   const at = (pick: number, otherwise: string[]): string[] => (pick === 0 || paths.length === 0 ? otherwise : paths[pick % paths.length]!);
   return { ...one, path: one.path.length === 0 ? [] : at(one.pick, one.path), targetPath: at(one.targetPick, one.targetPath) };
 }

@@ -98,6 +98,12 @@ export class ModelTree {
     return true;
   }
 
+  /** Attributes of an existing object, or undefined. */
+  attributesAt(parts: readonly string[]): ModelNode['attributes'] | undefined {
+    const node = this.find(parts);
+    return node === undefined ? undefined : { ...node.attributes };
+  }
+
   /** Paths of all objects but the root, in a fixed order. */
   paths(): string[][] {
     const found: string[][] = [];

@@ -1,0 +1,60 @@
+/** Converts tars with the whole pipeline and joins the blobs to devices, through the product's own readers. */
+import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { convertLayers } from '../../../../../plugin/convert/build/convert-layers.ts';
+import type { ConvertedLayer, ConvertOptions } from '../../../../../plugin/convert/build/options.ts';
+import { MissingList } from '../../../../../plugin/file/file.ts';
+import { memoryDevice, openMemoryDevice } from '../../../../support/devices.ts';
+
+export interface BuiltLayer extends ConvertedLayer {
+  blob: Buffer;
+}
+
+async function* cut(bytes: Uint8Array, chunkBytes: number): AsyncGenerator<Uint8Array> {
+  for (let at = 0; at < bytes.length; at += chunkBytes) yield bytes.subarray(at, at + chunkBytes);
+}
+
+/** Converts layers given as bytes; `chunkBytes`: how the input arrives. Leaves no file behind. */
+export async function buildLayers(
+  tars: readonly Uint8Array[],
+  options: Partial<Omit<ConvertOptions, 'stagingDirectory'>> & { chunkBytes?: number } = {},
+): Promise<BuiltLayer[]> {
+  const { chunkBytes = 65_536, ...rest } = options;
+  const stagingDirectory = await mkdtemp(path.join(tmpdir(), 'obd-build-'));
+  try {
+    const layers = tars.map((tar, i) => ({ name: `layer ${i}`, open: () => cut(tar, chunkBytes) }));
+    const built: BuiltLayer[] = [];
+    for await (const layer of convertLayers(layers, { signal: new AbortController().signal, ...rest, stagingDirectory })) {
+      built.push({ ...layer, blob: readFileSync(layer.path) });
+    }
+    return built;
+  } finally {
+    await rm(stagingDirectory, { recursive: true });
+  }
+}
+
+/** A function that reads the device of a stack of blobs. */
+export function deviceReader(blobs: readonly Uint8Array[]): (offset: number, length: number) => Buffer {
+  const { file } = openMemoryDevice(memoryDevice(blobs));
+  return (offset, length) => {
+    const target = Buffer.alloc(length);
+    if (!file.readSync(offset, length, target, 0, new MissingList())) throw new Error('bytes are not local');
+    return target;
+  };
+}
+
+/** Writes the device of a stack of blobs as a sparse file of `sizeBytes`. */
+export function writeDevice(blobs: readonly Uint8Array[], sizeBytes: number, target: string): void {
+  const read = deviceReader(blobs);
+  const fd = openSync(target, 'w');
+  ftruncateSync(fd, sizeBytes);
+  const step = 1024 * 1024;
+  const zeros = Buffer.alloc(step);
+  for (let at = 0; at < sizeBytes; at += step) {
+    const bytes = read(at, Math.min(step, sizeBytes - at));
+    if (!bytes.equals(zeros.subarray(0, bytes.length))) writeSync(fd, bytes, 0, bytes.length, at);
+  }
+  closeSync(fd);
+}
