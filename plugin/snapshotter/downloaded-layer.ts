@@ -13,11 +13,13 @@ import type { PullRequest } from './labels.ts';
 
 /** The name that the format's writers give to the block layer in its tar. Source: overlaybd-formats.md 3.1. */
 const LAYER_FILE = 'overlaybd.commit';
+/** What may lie beside it: our converter's list of chunk digests, which only reads from the registry need. */
+const CHUNK_LIST_FILE = 'overlaybd.chunks';
 
 /** What an unpacked layer turned out to be. */
 export type DownloadedLayer = { accelerated: Accelerated } | { brokenReason: string };
 
-/** Entries that are looked at; a layer that is served has one. */
+/** Entries that are looked at; a layer that is served has one or two. */
 const MAX_ENTRIES = 8;
 
 async function listSome(directory: string): Promise<string[]> {
@@ -44,8 +46,9 @@ export async function inspectDownloadedLayer(
   if (layer.isIndexOnly) return { brokenReason: 'index-only (TurboOCI) layers are not served by this version' };
   const names = await listSome(directory);
   const file = path.join(directory, LAYER_FILE);
-  if (names.length !== 1 || names[0] !== LAYER_FILE) {
-    return { brokenReason: `the layer says it is an overlaybd layer and holds ${JSON.stringify(names)}, expected ${LAYER_FILE} alone` };
+  const others = names.filter((name) => name !== LAYER_FILE && name !== CHUNK_LIST_FILE);
+  if (!names.includes(LAYER_FILE) || others.length > 0) {
+    return { brokenReason: `the layer says it is an overlaybd layer and holds ${JSON.stringify(names)}, expected ${LAYER_FILE}` };
   }
   const stat = await fs.lstat(file);
   if (!stat.isFile()) return { brokenReason: `${LAYER_FILE} in the layer is not a file` };

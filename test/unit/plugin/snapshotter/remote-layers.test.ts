@@ -196,3 +196,16 @@ test('a moved tag is resolved again at once', async () => {
   expect((await harness.pull(A, second)).steps).toEqual(['remote']);
   expect(harness.resolver.calls).toHaveLength(2);
 });
+
+test('a downloaded layer whose blob also carries the list of its chunks is served from disk', async () => {
+  const base = overlaybdLayer('base');
+  harness.devices.badBlobs.add(base.digest);
+  const unpack = async (directory: string, layer: FakeLayer): Promise<void> => {
+    await unpackBlob(directory, layer);
+    await fs.writeFile(path.join(directory, 'overlaybd.chunks'), 'a list');
+  };
+  const { top, steps } = await harness.pull(A, [base], { manifestDigest: harness.resolver.add(A, [base]), unpack });
+  expect(steps).toEqual(['downloaded']);
+  harness.devices.badBlobs.clear();
+  expect(await harness.container('c', top)).toHaveLength(1);
+});
