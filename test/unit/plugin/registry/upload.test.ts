@@ -124,6 +124,17 @@ test('a blob is mounted from a repository that has it, with pull on that one and
   expect(registry.log.some((entry) => entry.url.includes(`mount=${encodeURIComponent(digest)}&from=team%2Fbase`))).toBe(true);
 });
 
+test('a blob is provided without bytes of ours: found, mounted, or not at all', async () => {
+  const { registry, client, repository } = await start();
+  const blob = randomBlob(1000);
+  expect(await client.provideBlob(repository, identity(blob), { mountFrom: ['team/base'] })).toBeUndefined();
+  expect(methods(registry)).toEqual(['HEAD', 'POST', 'DELETE']);
+  registry.inject({ method: 'HEAD', path: /blobs/, times: 1, effect: { kind: 'status', status: 404 } });
+  registry.addBlob(blob);
+  expect(await client.provideBlob(repository, identity(blob), { mountFrom: ['team/base'] })).toBe('mounted');
+  expect(await client.provideBlob(repository, identity(blob))).toBe('existed');
+});
+
 test('a mount that does not work becomes an upload', async () => {
   const { registry, client, repository } = await start();
   const blob = randomBlob(1000);
