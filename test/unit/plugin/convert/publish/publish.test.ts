@@ -188,32 +188,23 @@ test('a damaged base is noticed by its chunk list and not built upon', async () 
   expect(counter()).toMatchObject({ layersTotal: 2, layersDone: 2, layersReused: 0 });
 });
 
-test('layers of another repository of the registry are mounted, not sent', async () => {
-  const { registry, context, lines, ledger } = await start();
+test('layers of another repository of the registry are mounted, not read or sent', async () => {
+  const { registry, ledger, context, lines, counter } = await start();
   const image = buildImage([await layer('a')]);
   store(registry, image, '1');
   await publishAccelerated(context(), { tag: '1' });
-  const [known] = [...ledger.rows.values()];
-  registry.api.blobs.delete(known!.digest);
-  const { digest } = known!;
-  // Only in the first repository from now on.
-  registry.addBlob(Buffer.from(await layerBytes(registry, context)), REPOSITORY);
-  expect(digest).toMatch(/^sha256:/);
   store(registry, image, '1', 'team/other');
+  const [{ digest }] = [...ledger.rows.values()] as [{ digest: string }];
+  // The other repository does not have it yet.
+  registry.inject({ method: 'HEAD', path: new RegExp(`/blobs/${digest}`), times: 1, effect: { kind: 'status', status: 404 } });
   registry.log.length = 0;
   await publishAccelerated(context('team/other'), { tag: '1' });
-  expect(registry.log.some((e) => e.method === 'POST' && e.url.includes('mount='))).toBe(true);
-  expect(lines.join('\n')).toMatch(/mounted|converted already|uploaded/);
+  expect(registry.log.filter((e) => e.method === 'POST').map((e) => /mount=.*&from=team%2Fapp/.test(e.url))).toEqual([true]);
+  expect([uploads(registry), reads(registry, image)]).toEqual([0, 0]);
+  expect(lines).toContain(`layer ${digest} was mounted from another repository`);
+  expect(counter()).toMatchObject({ layersTotal: 1, layersReused: 1 });
+  expect([...ledger.rows.keys()].map((key) => key.split(' ')[0])).toEqual(['team/app', 'team/other']);
 });
-
-async function layerBytes(registry: FaultRegistry, context: Bench['context']): Promise<Buffer> {
-  await publishAccelerated(context(), { tag: '1' });
-  const [, digest] = [...registry.api.tags].find(([key]) => key.endsWith(':1_containerd_accelerated'))!;
-  const { digest: blob } = manifestOf(registry, digest).layers[0];
-  const bytes = registry.api.blobs.get(blob)!;
-  registry.api.blobs.delete(blob);
-  return bytes;
-}
 
 test('an index is converted platform by platform; attestations, other systems and unwanted platforms stay', async () => {
   const { registry, context, lines } = await start();
