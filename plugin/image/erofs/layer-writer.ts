@@ -80,11 +80,14 @@ class LayerWriter {
     }
     blocks.sort((a, b) => a.offset - b.offset);
     let next = 0;
+    let sorted = { directory: -1, names: [] as string[] };
     const position = (i: number): number =>
       i < plan.rewritten.length ? tree.inodes.position[plan.rewritten[i]!]! : Number.POSITIVE_INFINITY;
     for (const block of blocks) {
       while (position(next) < block.offset) yield this.inodePatch(plan.rewritten[next++]!);
-      const bytes = this.directoryBlock(block.directory, block.index, sortedNames(tree, block.directory));
+      // A directory's blocks lie together, so its names are sorted once.
+      if (sorted.directory !== block.directory) sorted = { directory: block.directory, names: sortedNames(tree, block.directory) };
+      const bytes = this.directoryBlock(block.directory, block.index, sorted.names);
       if (!bytes.equals(this.sources.read(block.offset, BLOCK_BYTES))) yield { offsetBytes: block.offset, bytes };
     }
     while (next < plan.rewritten.length) yield this.inodePatch(plan.rewritten[next++]!);

@@ -216,8 +216,9 @@ export class TarReader {
     this.handler.entry(entry);
     this.segmentIndex = 0;
     this.contentDone = 0;
-    this.skipBytes = paddedBytes(entry.storedBytes) - entry.storedBytes;
-    if (entry.storedBytes > 0) this.state = 'content';
+    const contentBytes = entry.segments?.reduce((sum, segment) => sum + segment.lengthBytes, 0) ?? entry.storedBytes;
+    this.skipBytes = paddedBytes(entry.storedBytes) - contentBytes;
+    if (contentBytes > 0) this.state = 'content';
     else this.finishEntry();
   }
 

@@ -80,7 +80,7 @@ export function parseInlineMap(body: Buffer, offset: number): { segments: Sparse
   return body.length < mapBytes ? undefined : { segments: pairUp(numbers, offset), mapBytes };
 }
 
-/** Throws unless segments ascend without overlap inside the file and add up to the stored bytes. Empty segments are dropped. */
+/** Throws unless segments ascend without overlap inside the file and are all stored (more may be: it is skipped). Drops empty ones. */
 export function checkSparseMap(
   segments: readonly SparseSegment[],
   sizeBytes: number,
@@ -96,7 +96,7 @@ export function checkSparseMap(
     end = offsetBytes + lengthBytes;
     sum += lengthBytes;
   }
-  if (sum !== storedBytes) throw tarError(offset, '', `sparse segments add up to ${sum} bytes, ${storedBytes} are stored`);
+  if (sum > storedBytes) throw tarError(offset, '', `sparse segments add up to ${sum} bytes, ${storedBytes} are stored`);
   return segments.filter((segment) => segment.lengthBytes > 0);
 }
 

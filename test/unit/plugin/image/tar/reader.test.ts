@@ -185,7 +185,19 @@ describe('sparse files', () => {
     }
   });
 
-  it('refuses maps that overlap, leave the file or do not add up', () => {
+  it('skips stored bytes that the map does not name', () => {
+    const pax = [
+      ['GNU.sparse.size', '10'],
+      ['GNU.sparse.map', '3,2'],
+    ] as const;
+    const entries = collectTar(rawTar([{ name: 's', content: `ab${'x'.repeat(600)}`, pax }, { name: 'after' }]));
+    expect(entries.map(({ name, content }) => [name, content.toString('latin1')])).toEqual([
+      ['s', '\0\0\0ab\0\0\0\0\0'],
+      ['after', ''],
+    ]);
+  });
+
+  it('refuses maps that overlap, leave the file or are not stored', () => {
     const sparse = (map: string): Buffer =>
       rawTar([
         {
@@ -197,7 +209,7 @@ describe('sparse files', () => {
           ],
         },
       ]);
-    for (const map of ['0,2,1,2', '0,2,98,3', '0,3', '0', '5,2,0,2', '0,x']) expect(failure(sparse(map)).code).toBe('InvalidArgument');
+    for (const map of ['0,2,1,2', '0,2,98,3', '0,5', '0', '5,2,0,2', '0,x']) expect(failure(sparse(map)).code).toBe('InvalidArgument');
   });
 });
 
