@@ -203,12 +203,17 @@ function firstName(read: ReadDevice, stored: InodeFields, block: number): string
 /** Gives blocks to content that no longer fits behind its inode, because the attributes grew after it was put there. */
 function evictLargeTails(tree: FileTree, space: DeviceSpace, plan: LayerPlan, directory: number): void {
   const { inodes } = tree;
-  for (const ino of tree.namesOf(directory).values()) {
+  const large: string[] = [];
+  for (const [name, ino] of tree.namesOf(directory)) {
     const kind = inodes.contentKind[ino]!;
     if (inodes.position[ino]! > 0 || inodes.isDirectory(ino) || (kind !== CONTENT.spool && kind !== CONTENT.inline)) continue;
     const head = EXTENDED_INODE_BYTES + tree.xattrs.bytesOf(inodes.xattrs[ino]!).length;
-    if (head + inodes.sizeBytes[ino]! > BLOCK_BYTES && !plan.evicted.has(ino))
-      plan.evicted.set(ino, space.allocate(inodes.sizeBytes[ino]!));
+    if (head + inodes.sizeBytes[ino]! > BLOCK_BYTES) large.push(name);
+  }
+  // By name, because the order in memory is that of the tar, which a tree that was read back does not know.
+  for (const name of large.sort()) {
+    const ino = tree.lookup(directory, name)!;
+    if (!plan.evicted.has(ino)) plan.evicted.set(ino, space.allocate(inodes.sizeBytes[ino]!));
   }
 }
 

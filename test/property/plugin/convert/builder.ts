@@ -82,7 +82,7 @@ export class MemoryBuilder {
       space: this.space,
       read: this.read,
       readSpool,
-      uuid: Buffer.alloc(16, this.count),
+      uuid: Buffer.alloc(16, this.writtenBlocks.length),
     })) {
       if (extent.offsetBytes <= last) throw new Error('metadata is not written in ascending order');
       last = extent.offsetBytes;

@@ -4,6 +4,7 @@
  */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { sha256 } from '../../../../plugin/base/digest.ts';
 import { MemoryBuilder } from './builder.ts';
 import { image, tarOfLayer } from './images.ts';
 import { ModelTree } from './model.ts';
@@ -42,6 +43,9 @@ describe('layers of random edits', () => {
           expect(restored.list()).toEqual(models[0].list());
         }
         expect(restored.deviceBytes).toBe(through.deviceBytes);
+        const device = (builder: MemoryBuilder): string =>
+          sha256(Buffer.concat([...builder.blocks].sort(([a], [b]) => a - b).map(([, block]) => block)));
+        expect(device(restored)).toBe(device(through));
       }),
       settings,
     );
