@@ -13,8 +13,8 @@ export interface WorkerStart {
 }
 
 export const CONTROL = { STOP: 0, MAIL: 1 } as const;
-/** BUSY_SINCE: monotonic milliseconds since the worker took its present request, 0 when it waits. */
-export const STAT = { BUSY_SINCE: 0, REQUESTS: 1, READS: 2, MISSES: 3, BYTES: 4, COUNT: 5 } as const;
+/** BEATS grows with each request and each wait, so that a worker which hangs anywhere is one whose count stands still. */
+export const STAT = { BEATS: 0, REQUESTS: 1, READS: 2, MISSES: 3, BYTES: 4, COUNT: 5 } as const;
 
 /** To a worker. A slot names one device in this process and is never used twice. */
 export type ToWorker =
@@ -27,6 +27,8 @@ export interface MissedRead {
   /** The request's `unique`, as two halves, to be echoed. */
   uniqueLow: number;
   uniqueHigh: number;
+  /** The thread that reads, in the initial pid namespace. */
+  tid: number;
   offsetBytes: number;
   lengthBytes: number;
   ranges: { blobId: number; offsetBytes: number; lengthBytes: number }[];
@@ -35,7 +37,7 @@ export interface MissedRead {
 /** From a worker. */
 export type FromWorker =
   | MissedRead
-  /** The reader gave up (a signal): the miss with this `unique` wants its answer now. */
+  /** A signal came to the reader while it waits for the read with this `unique`. */
   | { type: 'interrupt'; slot: number; uniqueLow: number; uniqueHigh: number }
   /** A reader came to the marked unit of a read-ahead window. */
   | { type: 'readAhead'; slot: number; blobId: number; offsetBytes: number }

@@ -15,6 +15,9 @@ import { OUT_HEADER_BYTES, resendNotification } from './protocol.ts';
 
 const WORKER = path.join(import.meta.dirname, `worker${path.extname(import.meta.filename)}`);
 
+/** Whoever looks for signs of life looks more often; a longer gap means that the whole process was stopped. */
+const MAX_LOOK_GAP_MS = 2000;
+
 /** Slots begin at 1. */
 const NO_SLOT = 0;
 
@@ -39,6 +42,9 @@ export class FusePool {
   private readonly epollFd = createEpoll();
   private readonly control = new Int32Array(new SharedArrayBuffer(8));
   private readonly stats: Float64Array[] = [];
+  /** Signs of life as they were seen last. */
+  private readonly beats: { count: number; atMs: number }[] = [];
+  private lookedAtMs = 0;
   private readonly workers: Worker[] = [];
   private readonly descriptors = new Map<number, number>();
   private readonly exits: Promise<void>[] = [];
@@ -131,15 +137,22 @@ export class FusePool {
     return { requests: sum(STAT.REQUESTS), reads: sum(STAT.READS), misses: sum(STAT.MISSES), bytes: sum(STAT.BYTES) };
   }
 
-  /** How long the slowest worker has been at its present request, milliseconds. */
-  longestBusyMs(): number {
-    const now = performance.now() + performance.timeOrigin;
-    let longest = 0;
-    for (const stats of this.stats) {
-      const since = stats[STAT.BUSY_SINCE]!;
-      if (since > 0) longest = Math.max(longest, now - since);
+  /**
+   * How long some worker has given no sign of life, in milliseconds as seen by calls of this method: to be called a few times a second.
+   * A worker that has not begun yet counts as alive; so does every one after a pause in which this thread did not look either.
+   */
+  longestSilenceMs(): number {
+    const nowMs = performance.now();
+    const wasAway = nowMs - this.lookedAtMs > MAX_LOOK_GAP_MS;
+    this.lookedAtMs = nowMs;
+    let longestMs = 0;
+    for (const [i, stats] of this.stats.entries()) {
+      const count = stats[STAT.BEATS]!;
+      const last = this.beats[i];
+      if (wasAway || last === undefined || last.count !== count || count === 0) this.beats[i] = { count, atMs: nowMs };
+      else longestMs = Math.max(longestMs, nowMs - last.atMs);
     }
-    return longest;
+    return longestMs;
   }
 
   /** Ends the workers; the descriptors stay open until the process ends. */

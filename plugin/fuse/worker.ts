@@ -25,7 +25,7 @@ import {
   writeStatfs,
 } from './protocol.ts';
 
-/** A worker looks at the stop flag at least this often. */
+/** A worker looks at the stop flag, and gives a sign of life, at least this often. */
 const WAIT_MS = 500;
 
 /** Requests taken from one device before the others get their turn. */
@@ -113,7 +113,8 @@ function serveRead(slot: number, device: Served): void {
   stats[STAT.MISSES]! += 1;
   const uniqueLow = request.readUInt32LE(8);
   const uniqueHigh = request.readUInt32LE(12);
-  post({ type: 'miss', slot, uniqueLow, uniqueHigh, offsetBytes, lengthBytes, ranges: collector.ranges });
+  const tid = request.readUInt32LE(32);
+  post({ type: 'miss', slot, uniqueLow, uniqueHigh, tid, offsetBytes, lengthBytes, ranges: collector.ranges });
 }
 
 function serve(slot: number, device: Served, length: number): void {
@@ -170,14 +171,14 @@ function drain(slot: number, device: Served): void {
       return;
     }
     stats[STAT.REQUESTS]! += 1;
-    stats[STAT.BUSY_SINCE] = performance.timeOrigin + performance.now();
+    stats[STAT.BEATS]! += 1;
     serve(slot, device, length);
-    stats[STAT.BUSY_SINCE] = 0;
   }
   rearm(start.epollFd, device.fd, slot);
 }
 
 while (Atomics.load(control, CONTROL.STOP) === 0) {
+  stats[STAT.BEATS]! += 1;
   const slot = waiter.wait(WAIT_MS);
   if (mailSeen !== Atomics.load(control, CONTROL.MAIL)) readMail();
   if (slot === undefined) continue;
