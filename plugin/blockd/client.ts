@@ -1,4 +1,8 @@
-/** The control plane's door to blockd. Every call fails with Unavailable while blockd is away; the keeper brings it back. */
+/**
+ * The control plane's door to blockd. What changes devices or blobs is idempotent and asked again while blockd is being replaced; what only
+ * looks fails at once. Both fail with Unavailable while blockd is away.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
 import { Agent, request } from 'undici';
 import { AppError } from '../base/errors.ts';
 import type { BlobSource, DeviceSpec } from '../file/device-spec.ts';
@@ -8,6 +12,10 @@ import type { DataPlaneStats } from './stats.ts';
 
 /** An answer is a list of devices at most: 4096 of them, 1 KiB each. */
 const MAX_ANSWER_BYTES = 8 * 1024 * 1024;
+
+/** The keeper replaces a blockd that is gone, stopped or spinning within five seconds. */
+const REPLACEMENT_LIMIT_MS = 6000;
+const ASK_AGAIN_MS = 50;
 
 export class BlockdClient {
   private readonly agent: Agent;
@@ -19,17 +27,17 @@ export class BlockdClient {
 
   /** Serves the device and answers the path of its file. Idempotent for equal ids. */
   async attach(spec: DeviceSpec, signal: AbortSignal): Promise<DeviceStatus> {
-    return (await this.call('POST', '/devices', spec.image, signal, spec)) as DeviceStatus;
+    return (await this.insist('POST', '/devices', spec.image, signal, spec)) as DeviceStatus;
   }
 
   /** Opens every layer without making a device. */
   async check(spec: DeviceSpec, signal: AbortSignal): Promise<{ deviceSizeBytes: number }> {
-    return (await this.call('POST', '/check', spec.image, signal, spec)) as { deviceSizeBytes: number };
+    return (await this.insist('POST', '/check', spec.image, signal, spec)) as { deviceSizeBytes: number };
   }
 
   /** Lets the device go when its last user does; an unknown one is no error. */
   async detach(id: string, signal: AbortSignal): Promise<void> {
-    await this.call('DELETE', `/devices/${encodeURIComponent(id)}`, id, signal);
+    await this.insist('DELETE', `/devices/${encodeURIComponent(id)}`, id, signal);
   }
 
   async devices(signal: AbortSignal): Promise<DeviceStatus[]> {
@@ -38,7 +46,7 @@ export class BlockdClient {
 
   /** Makes a whole blob local and checks its digest; answers the path of its bytes and how many were fetched. */
   async fetchWhole(source: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }> {
-    return (await this.call('POST', '/fill', source.digest, signal, source)) as { path: string; fetchedBytes: number };
+    return (await this.insist('POST', '/fill', source.digest, signal, source)) as { path: string; fetchedBytes: number };
   }
 
   async stats(signal: AbortSignal): Promise<DataPlaneStats> {
@@ -52,6 +60,25 @@ export class BlockdClient {
 
   async close(): Promise<void> {
     await this.agent.destroy();
+  }
+
+  /** Calls until there is an answer, or blockd has been away for longer than a replacement takes. */
+  private async insist(...call: Parameters<BlockdClient['call']>): Promise<unknown> {
+    const [, , , signal] = call;
+    let awaySinceMs: number | undefined;
+    for (;;) {
+      const askedAtMs = performance.now();
+      try {
+        return await this.call(...call);
+      } catch (error) {
+        if (!(error instanceof BlockdAway) || signal.aborted) throw error;
+        // A call that was under way for long when blockd died says nothing about how long it is away.
+        const diedAtMs = performance.now();
+        if (awaySinceMs === undefined || diedAtMs - askedAtMs > REPLACEMENT_LIMIT_MS) awaySinceMs = diedAtMs;
+        if (diedAtMs - awaySinceMs > REPLACEMENT_LIMIT_MS) throw error;
+        await pauseUnlessAborted(signal, error);
+      }
+    }
   }
 
   private async call(
@@ -77,10 +104,21 @@ export class BlockdClient {
     } catch (cause) {
       if (cause instanceof AppError) throw cause;
       const what = signal.aborted ? 'no answer within the deadline' : 'blockd does not answer';
-      throw new AppError('Unavailable', { op, subject, what, cause });
+      throw new BlockdAway('Unavailable', { op, subject, what, cause });
     }
     if (status >= 400) throw AppError.fromJSON(answer, { op, subject });
     return answer;
+  }
+}
+
+/** Nobody answered, as against an answer that is an error. */
+class BlockdAway extends AppError {}
+
+async function pauseUnlessAborted(signal: AbortSignal, failure: BlockdAway): Promise<void> {
+  try {
+    await delay(ASK_AGAIN_MS, undefined, { signal });
+  } catch {
+    throw failure;
   }
 }
 

@@ -8,7 +8,8 @@
  */
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { AppError, describeError } from '../base/errors.ts';
+import type { Clock } from '../base/clock.ts';
+import { AppError, describeError, errnoOf } from '../base/errors.ts';
 import type { DeviceSpec } from '../file/device-spec.ts';
 import type { FromWorker } from '../fuse/messages.ts';
 import type { FusePool } from '../fuse/pool.ts';
@@ -23,6 +24,9 @@ const RESTORE_PATIENCE_MS = 10 * 60_000;
 const RESTORE_RETRY_MS = 2000;
 
 const UNMOUNT_LIMIT_MS = 30_000;
+
+/** Devices whose layers are local open in far less; the others must not keep the control plane waiting. */
+const RESTORE_GRACE_MS = 500;
 
 export type DeviceState = 'opening' | 'attached' | 'releasing' | 'failed';
 
@@ -90,16 +94,31 @@ export class Devices {
     return this.missed.waiting;
   }
 
-  /** Serves again what a predecessor served; resolves when each device is taken over or on its way. */
+  /** Serves again what a predecessor served; resolves when each device is taken over, or on its way for half a second. */
   async restore(): Promise<void> {
-    const { keeper, specFiles, log } = this.options;
+    const { keeper, specFiles, clock, log } = this.options;
     const held = new Set(await keeper.list());
+    const openings: Promise<void>[] = [];
     for (const { instance, spec } of await specFiles.load(log)) {
       // Without a connection (a reboot) nobody can read the device: it is attached anew when a container needs it.
       if (!held.delete(instance)) await specFiles.remove(instance);
-      else this.begin(instance, spec, { isTakenOver: true });
+      else openings.push(this.begin(instance, spec, { isTakenOver: true }).opening);
     }
-    for (const orphan of held) await keeper.close(orphan);
+    for (const orphan of held) await this.close(orphan);
+    const graceEnded = new AbortController();
+    await Promise.race([Promise.allSettled(openings).finally(() => graceEnded.abort()), pause(clock, RESTORE_GRACE_MS, graceEnded.signal)]);
+  }
+
+  /** Detaches every connection's mount, also of those that nobody serves any more: for taking the product off a node. */
+  async unmountAll(): Promise<void> {
+    const { deviceDir, unmount, log } = this.options;
+    try {
+      const targets = (await fs.readdir(deviceDir)).map((name) => path.join(deviceDir, name));
+      if (targets.length > 0) await unmount(targets, AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+      for (const target of targets) await fs.rm(target, { force: true });
+    } catch (error) {
+      if (errnoOf(error) !== 'ENOENT') log.error({ reason: describeError(error) }, 'a device stays mounted');
+    }
   }
 
   /** Attaches, or answers the attachment that exists. Resolves when the device can be read. */
@@ -214,7 +233,7 @@ export class Devices {
         attachment.state = 'failed';
         events.add({ severity: 'error', kind: 'device.lost', subject: instance, message: attachment.detail });
         this.attachments.delete(instance);
-        await keeper.close(instance);
+        await this.close(instance);
         await specFiles.remove(instance);
         throw error;
       }
@@ -240,12 +259,31 @@ export class Devices {
       device?.close();
       await keeper.close(instance);
       await specFiles.remove(instance);
-      await fs.rm(attachment.devicePath, { force: true });
+      await this.removeMountPoint(attachment.devicePath);
     } catch (error) {
       log.error({ device: instance, reason: describeError(error) }, 'device released, but something of it is left');
     }
     this.attachments.delete(instance);
     log.info({ device: instance }, 'device released');
+  }
+
+  /** Ends a connection that nobody serves: its readers get errors, and its mount goes. */
+  private async close(instance: string): Promise<void> {
+    const { keeper, deviceDir, unmount } = this.options;
+    await keeper.close(instance);
+    await unmount([path.join(deviceDir, instance)], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+    await fs.rm(path.join(deviceDir, instance), { force: true });
+  }
+
+  /** A connection that was aborted, not unmounted, leaves its mount behind. */
+  private async removeMountPoint(devicePath: string): Promise<void> {
+    try {
+      await fs.rm(devicePath, { force: true });
+    } catch (error) {
+      if (errnoOf(error) !== 'EBUSY') throw error;
+      await this.options.unmount([devicePath], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+      await fs.rm(devicePath, { force: true });
+    }
   }
 
   private readFailed(device: OpenDevice, offsetBytes: number, error: unknown): void {
@@ -292,6 +330,15 @@ export class Devices {
       failures: device?.failures ?? 0,
       ...totals,
     };
+  }
+}
+
+/** Waits, at most until `signal` is aborted. */
+async function pause(clock: Clock, delayMs: number, signal: AbortSignal): Promise<void> {
+  try {
+    await clock.sleep(delayMs, signal);
+  } catch (error) {
+    if (!signal.aborted) throw error;
   }
 }
 

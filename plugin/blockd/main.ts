@@ -2,8 +2,13 @@
  * blockd: the data plane. Serves block devices over FUSE from layers that are partly local and fetches the rest; knows only what is on
  * disk and what the registry sends, and works without the control plane. Started by the keeper, which holds its connections.
  *
+ * Readers wait while this process starts, so it serves its devices before it loads what they do not need: the control interface, and
+ * the registry client until a read misses.
+ *
  * Usage: main [--config FILE]
  */
+import { flushCompileCache } from 'node:module';
+import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { systemClock } from '../base/clock.ts';
@@ -15,35 +20,45 @@ import { FusePool } from '../fuse/pool.ts';
 import { loadCodec } from '../kernel/codecs.ts';
 import { unmountDevice } from '../kernel/mount-device.ts';
 import { dieWithParent } from '../kernel/process.ts';
-import { RegistryClient } from '../registry/client.ts';
-import { dockerConfigSource } from '../registry/docker-config.ts';
 import { ChunkVerifier } from './chunk-verifier.ts';
-import { createControlApp, listenControl } from './control.ts';
 import { Devices } from './devices.ts';
 import { EventRing } from './events.ts';
 import { FetchScheduler } from './fetch/fetch-scheduler.ts';
+import type { FetchRange } from './fetch/fetch-types.ts';
 import { Fills } from './fills.ts';
 import { KeeperLink } from './keeper-link.ts';
-import { registryRanges } from './range-source.ts';
 import { SpecFiles } from './spec-files.ts';
 import type { DataPlaneStats } from './stats.ts';
 
-/** A read from local bytes takes far less; a worker this long at one is spinning or stuck, and another process does better. */
-const WORKER_STUCK_MS = 4000;
+/** A read from local bytes takes far less; a worker silent for this long is spinning or stuck, and another process does better. */
+const WORKER_STUCK_MS = 3000;
+const WORKER_LOOK_MS = 500;
 
 /** What is undone at an ordered stop may take this long; the keeper kills at its own limit. */
 const CLOSE_LIMIT_MS = 700;
 
-function createRegistryClient(config: Config, logger: Logger): RegistryClient {
-  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
-  return new RegistryClient({
-    hostsDirs: [hostsDir],
-    plainHttpHosts: plainHttp,
-    logger,
-    headersTimeoutMs: responseTimeoutMs,
-    bodyIdleTimeoutMs: stallTimeoutMs,
-    ...(dockerConfig === undefined ? {} : { credentials: dockerConfigSource(dockerConfig) }),
-  });
+/** Readers in containers wait for this process; what runs beside them does not. */
+const NICENESS = -10;
+
+/** The registry client's fetch function; the client is loaded when the first read misses. */
+function registryFetch(config: Config, logger: Logger): FetchRange {
+  const load = async (): Promise<FetchRange> => {
+    const { createRegistryRanges } = await import('./range-source.ts');
+    return createRegistryRanges(config, logger);
+  };
+  let loaded: Promise<FetchRange> | undefined;
+  return async (...request) => {
+    loaded ??= load();
+    return (await loaded)(...request);
+  };
+}
+
+function raisePriority(log: Logger): void {
+  try {
+    os.setPriority(NICENESS);
+  } catch (error) {
+    log.warn({ reason: describeError(error) }, 'priority stays as it was');
+  }
 }
 
 async function main(): Promise<void> {
@@ -52,6 +67,7 @@ async function main(): Promise<void> {
   const { values } = parseArgs({ options: { config: { type: 'string' } } });
   const config = loadConfig(values.config);
   const log = createLogger('blockd', config.log.level);
+  raisePriority(log);
   const clock = systemClock;
   const events = new EventRing(clock);
   const storeDir = path.join(config.paths.root, 'store');
@@ -71,10 +87,9 @@ async function main(): Promise<void> {
     },
   });
   store.onUnreferenced((blobId) => chunks.forget(blobId));
-  const client = createRegistryClient(config, log);
   const scheduler = new FetchScheduler({
     store,
-    fetchRange: registryRanges(client),
+    fetchRange: registryFetch(config, log),
     clock,
     log,
     patienceMs: config.fetch.patienceMs,
@@ -98,23 +113,25 @@ async function main(): Promise<void> {
   const fills = new Fills({ store, scheduler, storeDir, clock });
 
   let isStopping = false;
-  const stop = async (): Promise<void> => {
+  const stop = async (unmount: boolean): Promise<void> => {
     if (isStopping) return;
     isStopping = true;
+    if (unmount) await devices.unmountAll();
     const limit = setTimeout(() => process.exit(0), CLOSE_LIMIT_MS);
-    await pool.close();
-    fills.close();
+    // Readers wait from the moment that the threads end: what can be done before is done before.
     await store.checkpoint();
+    fills.close();
+    await pool.close();
     clearTimeout(limit);
     process.exit(0);
   };
-  const stopOrDie = (): void => {
-    stop().catch((error: unknown) => {
+  const stopOrDie = (unmount: boolean): void => {
+    stop(unmount).catch((error: unknown) => {
       log.error({ reason: describeError(error) }, 'did not end in order');
       process.exit(1);
     });
   };
-  const keeper = new KeeperLink({ onStop: stopOrDie, log });
+  const keeper = new KeeperLink({ onStop: ({ unmount }) => stopOrDie(unmount), log });
   const devices: Devices = new Devices({
     store,
     scheduler,
@@ -144,19 +161,22 @@ async function main(): Promise<void> {
     waitingReads: devices.waitingReads,
     residentBytes: process.memoryUsage.rss(),
   });
+  const { createControlApp, listenControl } = await import('./control.ts');
   await listenControl(createControlApp({ devices, fills, events, stats, log }), path.join(config.paths.run, 'blockd.sock'));
 
   setInterval(() => {
-    const busyMs = pool.longestBusyMs();
-    if (busyMs < WORKER_STUCK_MS) return;
-    log.fatal({ busyMs: Math.round(busyMs) }, 'a worker is stuck; leaving so that another process goes on');
+    const silentMs = pool.longestSilenceMs();
+    if (silentMs < WORKER_STUCK_MS) return;
+    log.fatal({ silentMs: Math.round(silentMs) }, 'a worker is stuck; leaving so that another process goes on');
     process.kill(process.pid, 'SIGKILL');
-  }, 1000);
-  process.on('SIGTERM', stopOrDie);
-  process.on('SIGINT', stopOrDie);
+  }, WORKER_LOOK_MS);
+  process.on('SIGTERM', () => stopOrDie(false));
+  process.on('SIGINT', () => stopOrDie(false));
   process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
   log.info({ root: config.paths.root, devices: devices.list().length }, 'serving');
   keeper.ready();
+  // A process that is killed never writes what it compiled; the next start is quicker for it.
+  flushCompileCache();
 }
 
 main().catch((error: unknown) => {

@@ -1,7 +1,8 @@
 /** Joins the fetch scheduler to the registry client: a blob's repositories are asked in order until one has it. */
+
+import type { Config } from '../base/config/config.ts';
 import type { Digest } from '../base/digest.ts';
 import { AppError, isAppError } from '../base/errors.ts';
-import type { Config } from '../base/config/config.ts';
 import type { Logger } from '../base/log.ts';
 import { RegistryClient } from '../registry/client.ts';
 import { dockerConfigSource } from '../registry/docker-config.ts';
