@@ -7,16 +7,16 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import type { FromKeeper, ToKeeper } from '../base/keeper-protocol.ts';
 import type { Logger } from '../base/log.ts';
 
-/** The probe's period; with the silence limit below, a stopped child is replaced within 5 s. */
-const PROBE_MS = 1000;
-const SILENCE_LIMIT_MS = 3500;
-
-/** A start opens the database and the store; it is not judged by the probe until then. */
-const START_LIMIT_MS = 30_000;
+/** The probe's period; with the silence limit below and a start of less than a second, a stopped child is replaced within 5 s. */
+const PROBE_MS = 500;
+const SILENCE_LIMIT_MS = 3000;
 
 /** A child that lived this long starts again at once. */
 const STABLE_MS = 2000;
 const BACK_OFF_MS = [0, 100, 300, 1000, 3000, 5000] as const;
+
+/** Of the above, for a child that was ready before it died: readers wait for it, and its start takes long enough by itself. */
+const MAX_READY_BACK_OFF = 2;
 
 export interface ChildOptions {
   name: string;
@@ -24,6 +24,11 @@ export interface ChildOptions {
   command(): { program: string; args: string[] };
   /** Inherited as descriptor 4, if given. */
   socketFd?: number;
+  /**
+   * Silence that ends a child before it is ready, by starts in a row that did not get there: short at first, so that a start that hangs
+   * does not keep readers waiting; then longer, for a disk that is slow after boot.
+   */
+  startLimitsMs: readonly [number, ...number[]];
   log: Logger;
   onReady(): void;
   onRequest(message: ToKeeper, reply: (message: FromKeeper) => void): void;
@@ -38,6 +43,8 @@ export class Child {
   private isReady = false;
   private lastHeardMs = 0;
   private quickDeaths = 0;
+  private failedStarts = 0;
+  private checkedAtMs = performance.now();
   private isWanted = false;
   private pingId = 0;
   private retry: NodeJS.Timeout | undefined;
@@ -97,6 +104,7 @@ export class Child {
     if (message.op === 'pong') return;
     if (message.op === 'ready') {
       this.isReady = true;
+      this.failedStarts = 0;
       this.options.onReady();
       return;
     }
@@ -108,8 +116,14 @@ export class Child {
   private check(): void {
     const child = this.process;
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    const silentMs = performance.now() - this.lastHeardMs;
-    if (silentMs > (this.isReady ? SILENCE_LIMIT_MS : START_LIMIT_MS)) {
+    const nowMs = performance.now();
+    // A keeper that was stopped or starved itself has heard nothing, which says nothing about the child.
+    if (nowMs - this.checkedAtMs > 3 * PROBE_MS) this.lastHeardMs = nowMs;
+    this.checkedAtMs = nowMs;
+    const silentMs = nowMs - this.lastHeardMs;
+    const { startLimitsMs } = this.options;
+    const limitMs = this.isReady ? SILENCE_LIMIT_MS : startLimitsMs[Math.min(this.failedStarts, startLimitsMs.length - 1)]!;
+    if (silentMs > limitMs) {
       this.options.log.error(
         { child: this.options.name, pid: child.pid, silentMs: Math.round(silentMs) },
         'child does not answer; killing it',
@@ -122,12 +136,15 @@ export class Child {
 
   private ended(child: ChildProcess, code: number | null, signal: NodeJS.Signals | null): void {
     if (child !== this.process) return;
+    const wasReady = this.isReady;
     this.isReady = false;
+    if (!wasReady) this.failedStarts += 1;
     const livedMs = performance.now() - this.startedAtMs;
     this.options.log.warn({ child: this.options.name, pid: child.pid, code, signal, livedMs: Math.round(livedMs) }, 'child ended');
     this.options.onExit?.();
     if (!this.isWanted) return;
-    this.quickDeaths = livedMs >= STABLE_MS ? 0 : Math.min(this.quickDeaths + 1, BACK_OFF_MS.length - 1);
+    const most = wasReady ? MAX_READY_BACK_OFF : BACK_OFF_MS.length - 1;
+    this.quickDeaths = wasReady && livedMs >= STABLE_MS ? 0 : Math.min(this.quickDeaths + 1, most);
     const delayMs = BACK_OFF_MS[this.quickDeaths]!;
     this.retry = setTimeout(() => this.start(), delayMs);
   }

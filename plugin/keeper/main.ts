@@ -8,6 +8,7 @@
  * descriptors, else unmounts; SIGINT unmounts everything.
  */
 import fs from 'node:fs';
+import { flushCompileCache } from 'node:module';
 import path from 'node:path';
 import { describeError } from '../base/errors.ts';
 import { DESCRIPTOR_SOCKET_FD, type FromKeeper, type ToKeeper } from '../base/keeper-protocol.ts';
@@ -19,6 +20,12 @@ import { Connections } from './connections.ts';
 /** Readers stall while the data plane is away: a replacement that does not end by itself is killed. */
 const REPLACE_LIMIT_MS = 1000;
 const STOP_LIMIT_MS = 20_000;
+
+/** A start that hangs must not keep readers waiting; the control plane opens a database, and nobody's reads wait for it. */
+const START_LIMITS_MS = { blockd: [4000, 8000, 30_000], sidecar: [15_000, 30_000, 60_000] } as const;
+
+/** The control plane starts (or is replaced) when the data plane serves, so that readers have the processor first; or after this. */
+const DATA_PLANE_FIRST_MS = 1500;
 
 /** Small heaps: the sum over three processes is what an idle host pays. */
 const HEAP_FLAGS = {
@@ -74,8 +81,11 @@ function handleRequest(message: ToKeeper, reply: (message: FromKeeper) => void):
   }
 }
 
+let isStopping = false;
 let readySaid = false;
+let dataPlaneReady = Promise.withResolvers<void>();
 function childReady(): void {
+  if (blockd.ready) dataPlaneReady.resolve();
   if (readySaid || !blockd.ready || !sidecar.ready) return;
   readySaid = true;
   notifyServiceManager(notifySocket, 'READY=1\nSTATUS=serving');
@@ -86,19 +96,44 @@ const blockd = new Child({
   name: 'blockd',
   command: commandOf('blockd', 'blockd/main'),
   socketFd: blockdSocket,
+  startLimitsMs: START_LIMITS_MS.blockd,
   log,
   onReady: childReady,
   onRequest: handleRequest,
 });
-const sidecar = new Child({ name: 'sidecar', command: commandOf('sidecar', 'main'), log, onReady: childReady, onRequest: handleRequest });
+const sidecar = new Child({
+  name: 'sidecar',
+  command: commandOf('sidecar', 'main'),
+  startLimitsMs: START_LIMITS_MS.sidecar,
+  log,
+  onReady: childReady,
+  onRequest: handleRequest,
+});
 
+async function dataPlaneFirst(): Promise<void> {
+  const limit = Promise.withResolvers<void>();
+  const timer = setTimeout(limit.resolve, DATA_PLANE_FIRST_MS);
+  await Promise.race([dataPlaneReady.promise, limit.promise]);
+  clearTimeout(timer);
+}
+
+async function start(): Promise<void> {
+  blockd.start();
+  await dataPlaneFirst();
+  if (!isStopping) sidecar.start();
+}
+
+let reloading: Promise<void> = Promise.resolve();
 async function reload(): Promise<void> {
+  if (isStopping) return;
   notifyServiceManager(notifySocket, 'STATUS=replacing both children');
-  await Promise.all([blockd.replace(REPLACE_LIMIT_MS), sidecar.replace(REPLACE_LIMIT_MS)]);
+  dataPlaneReady = Promise.withResolvers();
+  await blockd.replace(REPLACE_LIMIT_MS);
+  await dataPlaneFirst();
+  await sidecar.replace(REPLACE_LIMIT_MS);
   notifyServiceManager(notifySocket, 'STATUS=serving');
 }
 
-let isStopping = false;
 async function stop(unmount: boolean): Promise<void> {
   if (isStopping) return;
   isStopping = true;
@@ -111,11 +146,15 @@ async function stop(unmount: boolean): Promise<void> {
   process.exit(0);
 }
 
-process.on('SIGHUP', () => void reload().catch((err: unknown) => log.error({ err }, 'reload failed')));
+process.on('SIGHUP', () => {
+  // One after the other; each replaces both.
+  reloading = reloading.then(reload).catch((err: unknown) => log.error({ err }, 'reload failed'));
+});
 process.on('SIGTERM', () => void stop(!hasStore));
 process.on('SIGINT', () => void stop(true));
 if (process.env.WATCHDOG_USEC !== undefined) setInterval(() => notifyServiceManager(notifySocket, 'WATCHDOG=1'), 1000);
 
 log.info({ taken: connections.list().length, socket: DESCRIPTOR_SOCKET_FD }, 'keeper started');
-blockd.start();
-sidecar.start();
+await start();
+// A process that is killed never writes what it compiled; the next start is quicker for it.
+flushCompileCache();
