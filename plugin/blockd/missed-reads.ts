@@ -6,6 +6,7 @@ import { AppError, describeError, isAppError } from '../base/errors.ts';
 import { MissingList } from '../file/file.ts';
 import type { MissedRead } from '../fuse/messages.ts';
 import { MAX_READ_BYTES, OUT_HEADER_BYTES } from '../fuse/protocol.ts';
+import { isBeingKilled } from '../kernel/killed.ts';
 import { ERRNO } from '../kernel/libc.ts';
 import type { OpenDevice } from './open-device.ts';
 
@@ -15,6 +16,15 @@ const MAX_ROUNDS = 16;
 /** Corrupt bytes are fetched once more; the second time the read fails. */
 const MAX_CORRUPT = 2;
 
+/** A container that is killed while its registry is away ends this soon. */
+const KILL_WATCH_MS = 500;
+
+interface Pending {
+  abort: AbortController;
+  tid: number;
+  isInterrupted: boolean;
+}
+
 export interface MissedReadsOptions {
   /** Sends an answer whose data begins at OUT_HEADER_BYTES of `answer`; must be done with the buffer when it returns. */
   answer(slot: number, unique: { low: number; high: number }, errno: number, answer: Buffer, lengthBytes: number): void;
@@ -23,7 +33,8 @@ export interface MissedReadsOptions {
 
 export class MissedReads {
   private readonly options: MissedReadsOptions;
-  private readonly pending = new Map<string, AbortController>();
+  private readonly pending = new Map<string, Pending>();
+  private watch: NodeJS.Timeout | undefined;
   /** Filled and sent without a pause between, so one serves all. */
   private readonly scratch = Buffer.allocUnsafeSlow(OUT_HEADER_BYTES + MAX_READ_BYTES);
 
@@ -40,7 +51,7 @@ export class MissedReads {
   async serve(miss: MissedRead, device: OpenDevice): Promise<void> {
     const key = keyOf(miss.slot, miss.uniqueLow, miss.uniqueHigh);
     const abort = new AbortController();
-    this.pending.set(key, abort);
+    this.pending.set(key, { abort, tid: miss.tid, isInterrupted: false });
     device.waiting += 1;
     const stopWaiting = (): void => abort.abort();
     device.closed.addEventListener('abort', stopWaiting, { once: true });
@@ -57,9 +68,29 @@ export class MissedReads {
     }
   }
 
-  /** The reader gave up: its read is answered with EINTR. */
+  /**
+   * A signal came to the reader. The kernel tells of any signal, once; only a killed reader gives up, the others want their bytes (an
+   * error would reach the program, or kill it with SIGBUS). So the reader is watched until it is killed or served.
+   */
   interrupt(slot: number, uniqueLow: number, uniqueHigh: number): void {
-    this.pending.get(keyOf(slot, uniqueLow, uniqueHigh))?.abort();
+    const pending = this.pending.get(keyOf(slot, uniqueLow, uniqueHigh));
+    if (pending === undefined) return;
+    pending.isInterrupted = true;
+    this.endKilled();
+    this.watch ??= setInterval(() => this.endKilled(), KILL_WATCH_MS);
+  }
+
+  /** Answers the reads of killed readers with EINTR, so that they can die. */
+  private endKilled(): void {
+    let watched = 0;
+    for (const pending of this.pending.values()) {
+      if (!pending.isInterrupted || pending.abort.signal.aborted) continue;
+      watched += 1;
+      if (isBeingKilled(pending.tid)) pending.abort.abort();
+    }
+    if (watched > 0 || this.watch === undefined) return;
+    clearInterval(this.watch);
+    this.watch = undefined;
   }
 
   private async read(miss: MissedRead, device: OpenDevice, signal: AbortSignal): Promise<void> {
