@@ -1,6 +1,7 @@
 /** What the scheduler knows about one blob while some device uses it. */
 import { setMaxListeners } from 'node:events';
 import type { AppError } from '../../base/errors.ts';
+import type { BlobSource } from '../../file/device-spec.ts';
 import type { BlobHandle } from '../../file/store/blob-handle.ts';
 import type { Fetch } from './fetch.ts';
 import { Fifo, type HostGroup } from './fetch-queue.ts';
@@ -8,8 +9,13 @@ import { FetchCounters } from './fetch-stats.ts';
 import type { FetchPriority } from './fetch-types.ts';
 import { StreamDetector } from './stream-detector.ts';
 
+/** As many as one image may name; the others are forgotten, least recently asked for first. */
+const MAX_REPOSITORIES = 16;
+
 export class BlobFetches {
   readonly handle: BlobHandle;
+  /** Where the bytes may come from. */
+  source: BlobSource;
   readonly group: HostGroup;
   /** The fetch that will bring a unit, waiting or under way. */
   readonly units = new Map<number, Fetch>();
@@ -32,12 +38,28 @@ export class BlobFetches {
   /** Its complete bytes were not what the digest names: it is not filled by itself again. */
   isCorrupt = false;
   failedToldAtMs = Number.NEGATIVE_INFINITY;
+  private asker: BlobHandle;
 
   constructor(handle: BlobHandle, group: HostGroup) {
     this.handle = handle;
+    this.source = handle.source;
+    this.asker = handle;
     this.group = group;
     setMaxListeners(0, this.gone.signal);
     this.streams = new StreamDetector(handle.unitCount);
+  }
+
+  /**
+   * Bytes are wanted through `handle`. Images that share a blob may name different registries: that of the last to ask comes first, so
+   * that one image's registry, gone or slow, does not keep the blob from the others.
+   */
+  askedThrough(handle: BlobHandle): void {
+    if (handle === this.asker) return;
+    this.asker = handle;
+    const repositories = new Map(
+      [...handle.source.repositories, ...this.source.repositories].map((each) => [`${each.host}/${each.repository}`, each]),
+    );
+    this.source = { ...handle.source, repositories: [...repositories.values()].slice(0, MAX_REPOSITORIES) };
   }
 
   get isGone(): boolean {

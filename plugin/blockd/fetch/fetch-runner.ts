@@ -142,7 +142,7 @@ export class FetchRunner {
       };
       const { signal } = controller;
       const options = { signal, attempt: fetch.attempt, avoidMirrors: fetch.avoidMirrors, servedBy, onProgress };
-      this.options.fetchRange(blob.handle.source, fetch.offsetBytes, fetch.lengthBytes, options).then(resolve, reject);
+      this.options.fetchRange(blob.source, fetch.offsetBytes, fetch.lengthBytes, options).then(resolve, reject);
     });
   }
 
@@ -346,7 +346,7 @@ export class FetchRunner {
     const options = { signal, attempt: fetch.attempt + 1, servedBy: ignore, onProgress: ignore };
     const lengthBytes = Math.min(FETCH_UNIT_BYTES, fetch.lengthBytes);
     try {
-      await until(this.options.fetchRange(fetch.blob.handle.source, fetch.offsetBytes, lengthBytes, options), signal);
+      await until(this.options.fetchRange(fetch.blob.source, fetch.offsetBytes, lengthBytes, options), signal);
     } catch (error) {
       this.options.log.debug({ err: error }, 'a silent registry is still silent');
       return;

@@ -123,7 +123,10 @@ export class FetchScheduler {
 
   private stateOf(handle: BlobHandle): BlobFetches {
     const known = this.blobs.get(handle.blobId);
-    if (known !== undefined) return known;
+    if (known !== undefined) {
+      known.askedThrough(handle);
+      return known;
+    }
     const key = hostsOf(handle.source);
     let group = this.groups.get(key);
     if (group === undefined) this.groups.set(key, (group = new HostGroup()));
