@@ -9,6 +9,8 @@ import { stringify } from 'smol-toml';
 import { loopsUnder, mountsUnder } from './mounts.ts';
 import { allProcesses, Daemon, descendantsOf, killPid, type ProcessInfo, processInfo, run } from './process.ts';
 import { Scratch } from './scratch.ts';
+import { ServiceManager } from './service-manager.ts';
+import { TEST_CACHE } from './test-cache.ts';
 import { waitFor } from './wait.ts';
 
 const REPOSITORY = resolve(import.meta.dirname, '../..');
@@ -22,6 +24,9 @@ const SCRIPTS: Readonly<Record<SidecarProcess, string>> = {
   sidecar: '/plugin/main.ts',
 };
 
+/** As the unit starts it. */
+const KEEPER_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=64'];
+
 /** Sections and keys of the configuration file; laid over the harness's own. */
 export type SidecarConfig = Readonly<Record<string, Readonly<Record<string, string | number | boolean | string[]>> | string>>;
 
@@ -30,6 +35,8 @@ export interface SidecarOptions {
   env?: Readonly<Record<string, string>>;
   /** Milliseconds until the product must say that it is ready. */
   readyMs?: number;
+  /** Under a stand-in for systemd, which keeps the descriptors and starts the keeper again when it is killed. */
+  serviceManager?: { watchdogMs?: number };
 }
 
 export class Sidecar implements AsyncDisposable {
@@ -43,7 +50,7 @@ export class Sidecar implements AsyncDisposable {
   readonly logPath: string;
   private readonly scratch: Scratch;
   private readonly options: SidecarOptions;
-  private daemon: Daemon | undefined;
+  private daemon: Daemon | ServiceManager | undefined;
 
   private constructor(scratch: Scratch, options: SidecarOptions) {
     this.scratch = scratch;
@@ -89,17 +96,28 @@ export class Sidecar implements AsyncDisposable {
   async startAgain(): Promise<void> {
     if (this.daemon !== undefined && this.daemon.endedHow === undefined) return;
     const logged = this.logBytes();
-    const { NOTIFY_SOCKET: _, ...env } = process.env;
-    const daemon = await Daemon.start({
-      name: 'overlaybd-sidecar',
+    const { NOTIFY_SOCKET: _, ...inherited } = process.env;
+    const env = { ...inherited, NODE_COMPILE_CACHE: join(TEST_CACHE, 'compile-cache') };
+    const service = {
       command: process.execPath,
-      args: [join(REPOSITORY, SCRIPTS.keeper), '--config', this.configPath],
+      args: [...KEEPER_FLAGS, join(REPOSITORY, SCRIPTS.keeper), '--config', this.configPath],
       cwd: this.scratch.path,
       env: { ...env, ...this.options.env },
       logPath: this.logPath,
-    });
+    };
+    const { serviceManager } = this.options;
+    const daemon =
+      serviceManager === undefined
+        ? await Daemon.start({ name: 'overlaybd-sidecar', ...service })
+        : await ServiceManager.start({ ...service, socketPath: this.scratch.join('notify.sock'), ...serviceManager });
     this.daemon = daemon;
     await daemon.waitReady('its readiness', async () => this.saysReady(logged) && (await this.answers()), this.options.readyMs ?? 60_000);
+  }
+
+  /** The stand-in for systemd. Fails when the product was started without one. */
+  get manager(): ServiceManager {
+    if (this.daemon instanceof ServiceManager) return this.daemon;
+    throw new Error('start the sidecar with serviceManager to have one');
   }
 
   private logBytes(): number {
@@ -174,12 +192,17 @@ export class Sidecar implements AsyncDisposable {
     this.daemon = undefined;
     if (daemon !== undefined && daemon.endedHow === undefined) {
       const how = await daemon.stop({ signal, timeoutMs });
+      await daemon[Symbol.asyncDispose]();
       if (how === 'signal SIGKILL') throw new Error(`the keeper did not end within ${timeoutMs} ms of ${signal}\n${daemon.logTail()}`);
     }
   }
 
   /** Ends every process at once, as a power cut would; mounts stay. */
   async killAll(): Promise<void> {
+    if (this.daemon instanceof ServiceManager) {
+      await this.daemon.stop({ signal: 'SIGKILL' });
+      await this.daemon[Symbol.asyncDispose]();
+    }
     const keeper = this.pidOf('keeper');
     // The keeper first: it would start the others again.
     if (keeper !== undefined) {

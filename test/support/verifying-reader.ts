@@ -31,6 +31,8 @@ export interface VerifyingReaderOptions {
   exec?: { argv: readonly [string, ...string[]]; stdout: string };
   /** Order of files and chunks; print it when a run fails. */
   seed: number;
+  /** Milliseconds between two files; default none. */
+  pauseMs?: number;
 }
 
 export interface ReaderSummary {
@@ -61,12 +63,22 @@ export async function knownFilesOf(root: string): Promise<KnownFile[]> {
   return knownFiles(await listTree(root));
 }
 
+/** The longest step since the last mark. */
+export interface Stall {
+  stallMs: number;
+  at: string;
+}
+
+/** A mark is answered at once, whatever the reader waits for. */
+const MARK_LIMIT_MS = 20_000;
+
 export class VerifyingReader implements AsyncDisposable {
   readonly mode: ReadMode;
   readonly pid: number;
   private readonly scratch: Scratch;
   private readonly child: ChildProcessWithoutNullStreams;
   private readonly closed: Promise<void>;
+  private readonly marks: ((stall: Stall) => void)[] = [];
   private passCount = 0;
   private summary: ReaderSummary | undefined;
   private complaints = '';
@@ -77,7 +89,8 @@ export class VerifyingReader implements AsyncDisposable {
     this.mode = mode;
     this.pid = child.pid ?? -1;
     createInterface({ input: child.stdout }).on('line', (line) => {
-      const message = JSON.parse(line) as { pass?: number; summary?: ReaderSummary };
+      const message = JSON.parse(line) as { pass?: number; mark?: Stall; summary?: ReaderSummary };
+      if (message.mark !== undefined) this.marks.shift()?.(message.mark);
       this.passCount = message.pass ?? this.passCount;
       this.summary = message.summary ?? this.summary;
     });
@@ -98,8 +111,8 @@ export class VerifyingReader implements AsyncDisposable {
     const binary = await goBinary('verifyread');
     const scratch = await Scratch.create('reader');
     const plan = scratch.join('plan.json');
-    const { root, mode, seed, files = [], exec = { argv: [], stdout: '' } } = options;
-    await writeFile(plan, JSON.stringify({ root, mode, seed, files, exec }));
+    const { root, mode, seed, pauseMs = 0, files = [], exec = { argv: [], stdout: '' } } = options;
+    await writeFile(plan, JSON.stringify({ root, mode, seed, pauseMs, files, exec }));
     return new VerifyingReader(scratch, spawn(binary, ['-plan', plan], { stdio: 'pipe' }), mode);
   }
 
@@ -118,6 +131,20 @@ export class VerifyingReader implements AsyncDisposable {
       },
       { what: `${count} passes of the ${this.mode} reader`, timeoutMs, details: () => this.complaints },
     );
+  }
+
+  /** The longest step since the last call (or the start), the one under way included. */
+  mark(): Promise<Stall> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        reject(new Error(`the ${this.mode} reader does not answer: ${this.complaints}`));
+      }, MARK_LIMIT_MS);
+      this.marks.push((stall) => {
+        clearTimeout(timer);
+        resolve(stall);
+      });
+      this.child.stdin.write('mark\n');
+    });
   }
 
   /** Ends the reading and tells what it saw. A read that does not come back within 30 s counts as an error. */

@@ -1,7 +1,8 @@
 // verifyread reads the files of a tree over and over and checks every one against its known digest. One process reads in one way: read(2),
 // a memory map, O_DIRECT, or by running a program of the tree. It ends when its standard input is closed, and prints what it saw.
 //
-// Output: a JSON object a line: {"pass":N} after each pass over all files, {"summary":{…}} at the end.
+// Output: a JSON object a line: {"pass":N} after each pass over all files, {"summary":{…}} at the end. Each line on its standard input is
+// answered with {"mark":{"stallMs":N,"at":"…"}}: the longest step since the last such line, the one under way included.
 package main
 
 import (
@@ -11,7 +12,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand"
 	"os"
 	"os/exec"
@@ -42,6 +42,8 @@ type plan struct {
 	Mode  string `json:"mode"`
 	Seed  int64  `json:"seed"`
 	Files []file `json:"files"`
+	// Pause after each file, so that readers of cached bytes leave the processors to what is tested.
+	PauseMs int `json:"pauseMs"`
 	// Mode exec: a program of the tree (run with the tree as its root), and what it must print.
 	Exec struct {
 		Argv   []string `json:"argv"`
@@ -63,6 +65,11 @@ type summary struct {
 	ElapsedMs      float64  `json:"elapsedMs"`
 }
 
+type mark struct {
+	StallMs float64 `json:"stallMs"`
+	At      string  `json:"at"`
+}
+
 type reader struct {
 	plan    plan
 	random  *rand.Rand
@@ -70,10 +77,12 @@ type reader struct {
 	seen    summary
 	stopped chan struct{}
 	// Guards the step that is under way, so that a read that never returns shows in the summary.
-	mutex     sync.Mutex
-	stepStart time.Time
-	stepAt    string
-	output    *json.Encoder
+	mutex       sync.Mutex
+	stepStart   time.Time
+	stepAt      string
+	marked      mark
+	output      *json.Encoder
+	outputMutex sync.Mutex
 }
 
 func main() {
@@ -95,7 +104,9 @@ func main() {
 		fatal(err)
 	}
 	go func() {
-		_, _ = io.Copy(io.Discard, bufio.NewReader(os.Stdin))
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			r.mark()
+		}
 		close(r.stopped)
 	}()
 	started := time.Now()
@@ -115,9 +126,28 @@ func main() {
 		r.seen.Errors = append(r.seen.Errors, r.stepAt+": did not return within 30 s of the end")
 	}
 	r.seen.ElapsedMs = float64(time.Since(started).Microseconds()) / 1000
-	if err := r.output.Encode(map[string]any{"summary": r.seen}); err != nil {
+	r.print(map[string]any{"summary": r.seen})
+}
+
+// print writes one line; the loop and the answers to marks take turns.
+func (r *reader) print(message any) {
+	r.outputMutex.Lock()
+	defer r.outputMutex.Unlock()
+	if err := r.output.Encode(message); err != nil {
 		fatal(err)
 	}
+}
+
+// mark tells the longest step since the last mark, and begins anew.
+func (r *reader) mark() {
+	r.mutex.Lock()
+	if r.stepAt != "" {
+		r.note(time.Since(r.stepStart), r.stepAt)
+	}
+	told := r.marked
+	r.marked = mark{}
+	r.mutex.Unlock()
+	r.print(map[string]any{"mark": told})
 }
 
 func fatal(err error) {
@@ -138,11 +168,10 @@ func (r *reader) loop() {
 			default:
 			}
 			r.one(index)
+			time.Sleep(time.Duration(r.plan.PauseMs) * time.Millisecond)
 		}
 		r.seen.Passes++
-		if err := r.output.Encode(map[string]any{"pass": r.seen.Passes}); err != nil {
-			fatal(err)
-		}
+		r.print(map[string]any{"pass": r.seen.Passes})
 	}
 }
 
@@ -194,6 +223,7 @@ func (r *reader) step(at string, do func() error) error {
 	err := do()
 	r.mutex.Lock()
 	r.note(time.Since(start), at)
+	r.stepAt = ""
 	r.mutex.Unlock()
 	return err
 }
@@ -201,6 +231,9 @@ func (r *reader) step(at string, do func() error) error {
 func (r *reader) note(took time.Duration, at string) {
 	if ms := float64(took.Microseconds()) / 1000; ms > r.seen.LongestStallMs {
 		r.seen.LongestStallMs, r.seen.LongestStallAt = ms, at
+	}
+	if ms := float64(took.Microseconds()) / 1000; ms > r.marked.StallMs {
+		r.marked = mark{StallMs: ms, At: at}
 	}
 }
 
