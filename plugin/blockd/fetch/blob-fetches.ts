@@ -35,8 +35,11 @@ export class BlobFetches {
   /** When a unit was last fetched again because its bytes proved wrong. */
   readonly repairedAtMs = new Map<number, number>();
   isVerifying = false;
-  /** Its complete bytes were not what the digest names: it is not filled by itself again. */
+  /** Its complete bytes were not what the digest names: it is not filled by itself again, and these mirrors are asked last. */
   isCorrupt = false;
+  distrustedMirrors: readonly string[] = [];
+  /** They were wrong again: nothing of it is served while it is in use. */
+  isCondemned = false;
   failedToldAtMs = Number.NEGATIVE_INFINITY;
   private asker: BlobHandle;
 

@@ -101,7 +101,7 @@ export class FetchScheduler {
     const parts = {
       clock: this.clock,
       bring: (blob: BlobFetches, offsetBytes: number, lengthBytes: number, signal: AbortSignal) =>
-        this.ensureBlob(blob, [{ offsetBytes, lengthBytes }], 'fill', signal, []),
+        this.ensureBlob(blob, [{ offsetBytes, lengthBytes }], 'fill', signal, blob.distrustedMirrors),
       whenQuiet: (maxMs: number, signal: AbortSignal) => this.runner.whenQuiet(maxMs, signal),
       sleep: (delayMs: number, signal: AbortSignal) => this.runner.sleep(delayMs, signal),
     };
@@ -154,7 +154,8 @@ export class FetchScheduler {
    */
   ensure(handle: BlobHandle, ranges: readonly BlobRange[], priority: FetchPriority, signal: AbortSignal): Promise<void> {
     if (this.stop.signal.aborted || signal.aborted || !handle.isHeld) return Promise.reject(canceled(handle));
-    return this.ensureBlob(this.stateOf(handle), ranges, priority, signal, []);
+    const blob = this.stateOf(handle);
+    return this.ensureBlob(blob, ranges, priority, signal, blob.distrustedMirrors);
   }
 
   private ensureBlob(
@@ -164,7 +165,7 @@ export class FetchScheduler {
     signal: AbortSignal,
     avoidMirrors: readonly string[],
   ): Promise<void> {
-    const refusal = this.refusalOf(blob.handle, ranges, priority);
+    const refusal = this.refusalOf(blob.handle, ranges, priority) ?? condemnationOf(blob);
     if (refusal !== undefined) return Promise.reject(refusal);
     const fetches = new Set<Fetch>();
     for (const range of ranges) {
@@ -290,7 +291,7 @@ export class FetchScheduler {
     if (this.queue.queued.prefetch >= this.queue.limits.queuedPrefetch) return;
     // A unit that was there before belongs to another reader, whose next pass must not start this stream again.
     if (!blob.handle.isReadable(ahead.markUnit)) blob.handle.mark(ahead.markUnit);
-    this.collect(blob, ahead.firstUnit, ahead.endUnit, 'prefetch', [], new Set());
+    this.collect(blob, ahead.firstUnit, ahead.endUnit, 'prefetch', blob.distrustedMirrors, new Set());
   }
 
   /**
@@ -340,7 +341,7 @@ export class FetchScheduler {
   private async verify(blob: BlobFetches): Promise<void> {
     try {
       const result = await this.store.verifyComplete(blob.handle, blob.gone.signal);
-      if (result === 'corrupt') blob.isCorrupt = true;
+      if (result === 'corrupt') this.foundCorrupt(blob);
     } catch (error) {
       if (!isAppError(error)) throw error;
       if (error.code !== 'Canceled')
@@ -348,6 +349,12 @@ export class FetchScheduler {
     } finally {
       blob.isVerifying = false;
     }
+  }
+
+  private foundCorrupt(blob: BlobFetches): void {
+    blob.isCondemned = blob.isCorrupt;
+    blob.isCorrupt = true;
+    if (blob.lastMirror !== undefined) blob.distrustedMirrors = [blob.lastMirror];
   }
 
   /** Counters since the start, and what is under way. */
@@ -382,6 +389,13 @@ export class FetchScheduler {
 /** Registries are told apart by their names, in order: blobs with the same list share a cap. */
 function hostsOf(source: BlobSource): string {
   return source.repositories.map((repository) => repository.host).join(',');
+}
+
+/** Why nothing of a blob is served: what its registries give is known to be something else. */
+function condemnationOf(blob: BlobFetches): AppError | undefined {
+  if (!blob.isCondemned) return undefined;
+  const what = 'fetched as a whole twice, its bytes never had this digest';
+  return new AppError('DataLoss', { op: 'fetch', subject: blob.handle.source.digest, what });
 }
 
 function canceled(handle: BlobHandle, cause?: unknown): AppError {

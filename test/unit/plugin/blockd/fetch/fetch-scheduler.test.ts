@@ -285,6 +285,39 @@ describe('corrupt bytes in the store', () => {
   });
 });
 
+describe('complete blobs that are not what their digest names', () => {
+  const corruptCount = (events: { kind: string }[]): number => events.filter((event) => event.kind === 'blob-corrupt').length;
+
+  test('are fetched again from another mirror', async () => {
+    const { registry, store, storeEvents, demand } = await setUp();
+    const bytes = bytesOf(60, 3 * UNIT);
+    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
+    registry.add(source, bytes);
+    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
+    const blob = await store.acquire(source);
+    await demand(blob, 0, 3);
+    await vi.waitFor(() => expect(corruptCount(storeEvents)).toBe(1), 20_000);
+    await vi.waitFor(() => expect(blob.isReadable(0)).toBe(false), 20_000);
+    await demand(blob, 0, 3);
+    await vi.waitFor(() => expect(blob.isVerified).toBe(true), 20_000);
+    expect(read(blob, 0, 16)).toEqual(bytes.slice(0, 16));
+  });
+
+  test('are not served any more when they are wrong again', async () => {
+    const { blobOf, registry, storeEvents, demand } = await setUp();
+    const { blob } = await blobOf(61, 3 * UNIT);
+    registry.answer = (_, found) => found.map((byte) => byte ^ 1);
+    for (const times of [1, 2]) {
+      await demand(blob, 0, 3);
+      await vi.waitFor(() => expect(corruptCount(storeEvents)).toBe(times), 20_000);
+      await vi.waitFor(() => expect(blob.isReadable(0)).toBe(false), 20_000);
+      await settle();
+    }
+    await expect(demand(blob, 0, 3)).rejects.toMatchObject({ code: 'DataLoss' });
+    expect(registry.requests.length).toBe(2);
+  });
+});
+
 describe('background fill', () => {
   test('waits its delay, keeps its rate, completes and verifies the blob', async () => {
     const { blobOf, clock, scheduler, registry } = await setUp({ fill: { delayMs: 10_000, rateBytesPerS: 16 * UNIT } });
