@@ -44,7 +44,7 @@ export function renderSnapshots(rows: readonly SnapshotRow[]): string {
     short(s.key, 72),
     s.kind,
     s.layer,
-    s.decision === null ? '-' : s.decision.isLazy ? 'lazy' : 'ordinary',
+    s.decision === null ? '-' : s.decision.isLazy ? 'lazy' : s.layer === 'remote' ? 'partly' : 'ordinary',
     short(s.image, 60),
     s.broken !== null ? `broken: ${s.broken.reason}` : s.decision !== null && !s.decision.isLazy ? s.decision.reason : '',
   ]);

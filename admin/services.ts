@@ -33,14 +33,20 @@ export const snapshotSchema = z
     key: z.string(),
     kind: z.enum(['active', 'view', 'committed']),
     parent: z.string().nullable(),
-    /** remote: its bytes come from the registry when read. ordinary: a directory, as the overlayfs snapshotter has it. */
-    layer: z.enum(['remote', 'ordinary']),
+    /**
+     * remote: its bytes come from the registry when read. downloaded: a block layer that containerd fetched whole. ordinary: a directory,
+     * as the overlayfs snapshotter has it.
+     */
+    layer: z.enum(['remote', 'downloaded', 'ordinary']),
     image: z.string().nullable(),
     layerDigest: z.string().nullable(),
     createdAt: at,
     updatedAt: at,
     deviceId: z.string().nullable(),
-    /** Whether the image is served lazily, as decided at its first Prepare; null when the snapshot belongs to no image. */
+    /**
+     * Whether every layer of the image is served lazily, as decided at its first Prepare, and if not, which layer ended it; null when
+     * nothing had to be decided (a container, an image without overlaybd layers).
+     */
     decision: z.object({ isLazy: z.boolean(), reason: z.string() }).nullable(),
     /** Set when the snapshot cannot be used: it can still be removed, and blocks no other. */
     broken: z.object({ reason: z.string(), since: at }).nullable(),

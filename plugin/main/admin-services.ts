@@ -15,6 +15,7 @@ import { describeError, isAppError } from '../base/errors.ts';
 import type { BlockdClient } from '../blockd/client.ts';
 import type { DataPlaneEvent } from '../blockd/events.ts';
 import { decodeAccelerated } from '../snapshotter/accelerated.ts';
+import { pulledImageOf } from '../snapshotter/labels.ts';
 import type { SnapshotterService } from '../snapshotter/service.ts';
 
 /** Rows that one answer holds; the API cuts pages from them. */
@@ -176,21 +177,23 @@ export class GatheredAdminServices implements AdminServices {
 function showSnapshot(row: StoredSnapshot, decisions: ReadonlyMap<string, string | null>): SnapshotRow {
   const accelerated = row.accelerated === null ? undefined : decodeAccelerated(row.accelerated, row.key);
   const top = accelerated?.layers.at(-1);
-  const reason = row.artifactDigest === null ? undefined : decisions.get(row.artifactDigest);
+  const pulled = pulledImageOf(row.labels);
+  const subject = [row.artifactDigest, pulled.manifestDigest, pulled.image].find((one) => one != null && decisions.has(one));
   return {
     key: row.key,
     kind: row.kind,
     parent: row.parentKey,
-    layer: accelerated === undefined ? 'ordinary' : 'remote',
-    image: accelerated?.image ?? null,
+    layer: top === undefined ? 'ordinary' : top.kind === 'full' && top.blob.localPath !== undefined ? 'downloaded' : 'remote',
+    image: accelerated?.image ?? pulled.image ?? null,
     layerDigest: top === undefined ? null : top.kind === 'full' ? top.blob.digest : top.target.digest,
     createdAt: isoOfUs(row.createdUs),
     updatedAt: isoOfUs(row.updatedUs),
     deviceId: row.deviceId,
-    decision:
-      reason === undefined
-        ? null
-        : { isLazy: accelerated !== undefined, reason: reason ?? 'every layer of the image can be served lazily' },
+    decision: subject == null ? null : showDecision(decisions.get(subject) ?? null),
     broken: row.brokenReason === null ? null : { reason: row.brokenReason, since: isoOfUs(row.updatedUs) },
   };
+}
+
+function showDecision(refusal: string | null): { isLazy: boolean; reason: string } {
+  return { isLazy: refusal === null, reason: refusal ?? 'every layer of the image can be served lazily' };
 }

@@ -4,7 +4,7 @@
  * docs/remote-snapshotter.md and pkg/snapshotters.
  */
 
-import { type Digest, parseDigest } from '../base/digest.ts';
+import { type Digest, isDigest, parseDigest } from '../base/digest.ts';
 import { AppError } from '../base/errors.ts';
 import { MAX_BLOB_BYTES } from '../base/limits.ts';
 import { CHUNK_LIST_ANNOTATION, type ChunkList, parseChunkList } from '../image/oci/chunk-list.ts';
@@ -18,10 +18,14 @@ const LABEL_IMAGE_REFS = [`${PREFIX}cri.image-ref`, `${PREFIX}image-ref`];
 const LABEL_MANIFEST_DIGEST = `${PREFIX}cri.manifest-digest`;
 const LABEL_BLOB_DIGEST = `${PREFIX}overlaybd/blob-digest`;
 const LABEL_BLOB_SIZE = `${PREFIX}overlaybd/blob-size`;
-const LABEL_VERSION = `${PREFIX}overlaybd/version`;
+const LABEL_FS_TYPE = `${PREFIX}overlaybd/blob-fs-type`;
 const LABEL_ACCELERATION = `${PREFIX}overlaybd/acceleration-layer`;
 const LABEL_DOWNLOAD = `${PREFIX}overlaybd/download-remote-blob`;
-const TURBO_TARGETS = [`${PREFIX}overlaybd/turbo-oci/target-digest`, `${PREFIX}overlaybd/fastoci/target-digest`];
+const TURBO_KEYS = ['turbo-oci', 'fastoci'].map((name) => ({
+  digest: `${PREFIX}overlaybd/${name}/target-digest`,
+  mediaType: `${PREFIX}overlaybd/${name}/target-media-type`,
+}));
+const LABEL_LAYER_DIGEST = `${PREFIX}cri.layer-digest`;
 
 /** `yes`: the container's root file system is mounted with overlayfs's `volatile`. Ours; read when a container is prepared. */
 export const LABEL_VOLATILE = `${PREFIX}overlaybd/volatile`;
@@ -45,8 +49,10 @@ export interface LayerMarks {
   blobSizeBytes: number;
   /** Where the SHA-256 of the blob's chunks lie; layers of other converters have none. */
   chunkList?: ChunkList;
-  /** Index-only (TurboOCI, FastOCI): the blob holds metadata, the data is in another layer. */
-  isIndexOnly: boolean;
+  /** Index-only (TurboOCI, FastOCI): the blob holds metadata, the data is in this original layer. */
+  target?: { digest: Digest; mediaType: string };
+  /** The file system that a block layer belongs to; the reference writes it only when it is not ext4. */
+  fsType: 'ext4' | 'erofs';
   /** A record of what a program reads; no file system. */
   isAccelerationLayer: boolean;
   /** The client wants the blob downloaded, not read lazily. */
@@ -58,6 +64,8 @@ export interface PullRequest {
   chainRef: string;
   image: string | undefined;
   manifestDigest: Digest | undefined;
+  /** The layer's digest in the image's manifest. */
+  layerDigest: Digest | undefined;
   /** Absent: an ordinary layer. */
   layer: LayerMarks | undefined;
 }
@@ -74,6 +82,13 @@ export function checkLabels(labels: Readonly<Record<string, string>>): void {
       });
     }
   }
+}
+
+/** The original layer of an index-only one. Its version label says nothing more: the base layer of such an image carries it too. */
+function targetOf(labels: Readonly<Record<string, string>>): Pick<LayerMarks, 'target'> {
+  const keys = TURBO_KEYS.find(({ digest }) => labels[digest] !== undefined);
+  if (keys === undefined) return {};
+  return { target: { digest: parseDigest(labels[keys.digest], `label ${keys.digest}`), mediaType: labels[keys.mediaType] ?? '' } };
 }
 
 /**
@@ -98,9 +113,19 @@ export function readLayerMarks(labels: Readonly<Record<string, string>>): LayerM
     blobDigest,
     blobSizeBytes,
     ...(chunkList === undefined ? {} : { chunkList: parseChunkList(chunkList, `label ${CHUNK_LIST_ANNOTATION}`) }),
-    isIndexOnly: TURBO_TARGETS.some((key) => labels[key] !== undefined) || /-(turbo|fastoci)/.test(labels[LABEL_VERSION] ?? ''),
+    ...targetOf(labels),
+    // May be followed by options: `erofs;ro;…`.
+    fsType: labels[LABEL_FS_TYPE]?.split(';', 1)[0] === 'erofs' ? 'erofs' : 'ext4',
     isAccelerationLayer: labels[LABEL_ACCELERATION] === 'yes',
     wantsDownload: labels[LABEL_DOWNLOAD] === 'download',
+  };
+}
+
+/** The image that a snapshot was pulled for, as far as its labels tell; for people. Nothing is checked. */
+export function pulledImageOf(labels: Readonly<Record<string, string>>): { image: string | undefined; manifestDigest: string | undefined } {
+  return {
+    image: LABEL_IMAGE_REFS.map((key) => labels[key]).find((value) => value !== undefined && value !== ''),
+    manifestDigest: labels[LABEL_MANIFEST_DIGEST],
   };
 }
 
@@ -117,10 +142,14 @@ export function readPullRequest(labels: Readonly<Record<string, string>>): PullR
       what: `a reference of ${image.length} characters, the limit is ${MAX_REFERENCE_CHARS}`,
     });
   }
+  const layer = readLayerMarks(labels);
+  const layerDigest = labels[LABEL_LAYER_DIGEST];
   return {
     chainRef,
     image,
     manifestDigest: manifestDigest === undefined ? undefined : parseDigest(manifestDigest, `label ${LABEL_MANIFEST_DIGEST}`),
-    layer: readLayerMarks(labels),
+    // Another algorithm than ours is no reason to refuse an ordinary layer.
+    layerDigest: isDigest(layerDigest) ? layerDigest : layer?.blobDigest,
+    layer,
   };
 }
