@@ -13,19 +13,19 @@ export interface ConversionResult {
 }
 
 /**
- * Converts the image that `descriptor` names in `reader`. `onLayer` is awaited for each blob as soon as it is complete, in order, while
- * the next layer is read: upload it there. Rejects as convertLayers does, and with InvalidArgument for a manifest that is no image.
+ * Converts the image that `descriptor` names in `reader`. `onLayer` is called for each blob as soon as it is complete, in order; start
+ * slow work there, do not wait for it. Rejects as convertLayers does, and with InvalidArgument for a manifest that is no image.
  */
 export async function convertImage(
   reader: BlobReader,
   descriptor: Descriptor,
-  options: ConvertOptions & { onLayer?: (layer: ConvertedLayer) => Promise<void> },
+  options: ConvertOptions & { onLayer?: (layer: ConvertedLayer) => void },
 ): Promise<ConversionResult> {
   const source = await readSourceManifest(reader, descriptor, options.signal);
   const layers: ConvertedLayer[] = [];
   for await (const layer of convertLayers(sourceLayers(reader, source), options)) {
     layers.push(layer);
-    await options.onLayer?.(layer);
+    options.onLayer?.(layer);
   }
   return { source, layers, image: convertedImage(source, layers) };
 }

@@ -10,6 +10,7 @@ import { type FileHandle, open, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { Digest } from '../../base/digest.ts';
+import { AppError } from '../../base/errors.ts';
 import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import { roundUp, SECTOR_BYTES } from '../../base/units.ts';
 import { encodePaxHead, PAX_HEAD_BYTES } from '../../image/overlaybd-tar/wrapper.ts';
@@ -18,7 +19,7 @@ import { encodeZFileBlock, ZFILE_BLOCK_BYTES } from '../../image/zfile/header.ts
 import { type Compression, type CompressPool, JOB_BYTES, type Job } from './compress-pool.ts';
 import { type CompressRequest, type CompressResult, FILLER_BYTES } from './compress-worker.ts';
 import type { ByteSink, SettledData } from './layer-stream.ts';
-import type { SealRequest, SealResult } from './seal-worker.ts';
+import type { SealAnswer, SealRequest, SealResult } from './seal-worker.ts';
 import { stagingError } from './spool.ts';
 
 const WORKER = path.join(import.meta.dirname, `seal-worker${path.extname(import.meta.filename)}`);
@@ -54,6 +55,7 @@ export class BlobWriter implements ByteSink {
   /** Ends when everything handed to the pool so far is in the file. */
   private written: Promise<void> = Promise.resolve();
   private failure: { error: unknown } | undefined;
+  private isClosed = false;
 
   private constructor(file: FileHandle, filePath: string, pool: CompressPool, compression: Compression) {
     this.file = file;
@@ -122,7 +124,7 @@ export class BlobWriter implements ByteSink {
       await writeAll(this.file, end, this.position);
       const head = Buffer.concat([encodePaxHead(payloadBytes), encodeZFileBlock('final-header', this.compression, values)]);
       await writeAll(this.file, head, 0);
-      await this.file.close();
+      await this.close();
     } catch (cause) {
       throw stagingError(cause, this.path);
     }
@@ -136,11 +138,17 @@ export class BlobWriter implements ByteSink {
     return { path: this.path, digest: `sha256:${sha256}`, sizeBytes, chunkList };
   }
 
-  /** Gives up: closes and removes the file. */
+  /** Gives up, also after a failed {@link finish}: closes and removes the file. */
   async discard(): Promise<void> {
     await this.written;
-    await this.file.close();
+    await this.close();
     await rm(this.path, { force: true });
+  }
+
+  private async close(): Promise<void> {
+    if (this.isClosed) return;
+    this.isClosed = true;
+    await this.file.close();
   }
 
   private fill(bytes: Uint8Array): void {
@@ -221,10 +229,14 @@ async function writeAll(file: FileHandle, bytes: Uint8Array, position: number): 
 function sealFile(request: SealRequest): Promise<SealResult> {
   return new Promise((resolve, reject) => {
     const worker = new Worker(WORKER, { workerData: request, execArgv: [] });
-    worker.once('message', resolve);
+    worker.once('message', (answer: SealAnswer) => {
+      if ('result' in answer) resolve(answer.result);
+      else reject(AppError.fromJSON(answer.error, { op: 'seal blob', subject: request.path }));
+    });
     worker.once('error', reject);
     worker.once('exit', (code) => {
-      if (code !== 0) reject(new Error(`digest worker ended with code ${code}`));
+      if (code !== 0)
+        reject(new AppError('Internal', { op: 'seal blob', subject: request.path, what: `its worker ended with code ${code}` }));
     });
   });
 }

@@ -4,6 +4,7 @@
  * compression alone. Ours; see design.md, "Conversion".
  */
 import { createHash } from 'node:crypto';
+import { rm } from 'node:fs/promises';
 import path from 'node:path';
 import { type Digest, sha256 } from '../../base/digest.ts';
 import { AppError } from '../../base/errors.ts';
@@ -37,7 +38,8 @@ const MAX_UNFINISHED = 2;
 
 /**
  * Converts the layers of one image, bottom to top, and yields each blob when it is complete. Rejects with an AppError that names the
- * layer, and for a tar the entry and offset. On a failure or an early end no thread, descriptor or helper file is left; blobs already
+ * layer, and for a tar the entry and offset. Layers are read while the caller asks for the next one, so slow work (an upload) belongs into
+ * a queue beside the loop. On a failure or an early end no thread, descriptor or helper file is left; blobs already
  * yielded stay in the staging directory.
  */
 export async function* convertLayers(
@@ -57,7 +59,10 @@ export async function* convertLayers(
     }
     while (unfinished.length > 0) yield unwrap(await unfinished.shift()!);
   } finally {
-    await Promise.all(unfinished);
+    // Only after a failure or an early end is there anything left.
+    for (const outcome of await Promise.all(unfinished)) {
+      if ('layer' in outcome) await rm(outcome.layer.path, { force: true });
+    }
   }
 }
 
@@ -208,7 +213,7 @@ interface SourceSums {
 type Described = Omit<ConvertedLayer, keyof WrittenBlob | 'annotations'>;
 
 async function complete(blob: BlobWriter, described: Described): Promise<ConvertedLayer> {
-  const written = await blob.finish();
+  const written = await finishOrDiscard(blob);
   return {
     ...written,
     ...described,
@@ -220,6 +225,15 @@ async function complete(blob: BlobWriter, described: Described): Promise<Convert
       [CHUNK_LIST_ANNOTATION]: encodeChunkList(written.chunkList),
     },
   };
+}
+
+async function finishOrDiscard(blob: BlobWriter): Promise<WrittenBlob> {
+  try {
+    return await blob.finish();
+  } catch (error) {
+    await blob.discard();
+    throw error;
+  }
 }
 
 function mismatch(subject: string, what: string, found: string, expected: string): AppError {

@@ -9,6 +9,7 @@
 import { createHash, hash } from 'node:crypto';
 import { closeSync, openSync, readSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
+import { AppError, describeError } from '../../base/errors.ts';
 import { MIB } from '../../base/units.ts';
 import { encodePlainHead, encodeTail } from '../../image/overlaybd-tar/wrapper.ts';
 import { writeFully } from './spool.ts';
@@ -26,6 +27,9 @@ export interface SealResult {
   sizeBytes: number;
   list: { sha256: string; offsetBytes: number; sizeBytes: number };
 }
+
+/** Errors of a thread lose their class on the way out, so they go as data (AppError.toJSON). */
+export type SealAnswer = { result: SealResult } | { error: unknown };
 
 function sealFile({ path, chunkBytes }: SealRequest): SealResult {
   const fd = openSync(path, 'r+');
@@ -61,4 +65,12 @@ function sealFile({ path, chunkBytes }: SealRequest): SealResult {
   }
 }
 
-if (parentPort !== null) parentPort.postMessage(sealFile(workerData as SealRequest));
+function answer(request: SealRequest): SealAnswer {
+  try {
+    return { result: sealFile(request) };
+  } catch (error) {
+    return { error: error instanceof AppError ? error.toJSON() : { what: describeError(error) } };
+  }
+}
+
+if (parentPort !== null) parentPort.postMessage(answer(workerData as SealRequest));

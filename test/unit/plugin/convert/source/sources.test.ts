@@ -66,7 +66,7 @@ describe('layouts', () => {
     const result = await convertImage(layout, await layout.find('v1'), {
       stagingDirectory: path.join(scratch, 'staging'),
       signal,
-      onLayer: async (layer) => void seen.push(layer.digest),
+      onLayer: (layer) => seen.push(layer.digest),
     });
     await layout.add(result.image, result.layers, 'v1_containerd_accelerated');
     expect(seen).toEqual(result.layers.map((layer) => layer.digest));
