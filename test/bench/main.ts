@@ -1,0 +1,7 @@
+/** `npm run bench -- CASE [options]`: each case is a module beside this file that adds its command. Ours. */
+import { Command } from 'commander';
+import { addKillCase } from './kill.ts';
+
+const program = new Command('bench').description('Measures the product on this machine; raw samples go to test/bench/results/.');
+for (const addCase of [addKillCase]) addCase(program);
+await program.parseAsync();
