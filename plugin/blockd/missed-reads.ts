@@ -10,11 +10,11 @@ import { isBeingKilled } from '../kernel/killed.ts';
 import { ERRNO } from '../kernel/libc.ts';
 import type { OpenDevice } from './open-device.ts';
 
-/** The ranges of a read are known at once, so one round is usual; more when units are dropped meanwhile. */
-const MAX_ROUNDS = 16;
-
-/** Corrupt bytes are fetched once more; the second time the read fails. */
-const MAX_CORRUPT = 2;
+/**
+ * The ranges of a read are known at once, so one round is usual; more when units are dropped meanwhile, or when several blocks of a read
+ * are corrupt: a read of 1 MiB lies in some 18 units, each of which is repaired and read again.
+ */
+const MAX_ROUNDS = 64;
 
 /** A container that is killed while its registry is away ends this soon. */
 const KILL_WATCH_MS = 500;
@@ -95,7 +95,6 @@ export class MissedReads {
 
   private async read(miss: MissedRead, device: OpenDevice, signal: AbortSignal): Promise<void> {
     let ranges = miss.ranges;
-    let corrupt = 0;
     for (let round = 0; round < MAX_ROUNDS; round += 1) {
       if (ranges.length > 0) await device.fetch(ranges, signal);
       const missing = new MissingList();
@@ -106,9 +105,9 @@ export class MissedReads {
         }
         ranges = missing.ranges;
       } catch (error) {
-        corrupt += 1;
-        if (!isAppError(error, 'DataLoss') || corrupt >= MAX_CORRUPT) throw error;
+        if (!isAppError(error, 'DataLoss')) throw error;
         device.log.write('warn', { device: device.instance, reason: describeError(error) }, 'corrupt bytes; fetching them again');
+        // Rejects when the same bytes were fetched again before: they are fetched once more, and the second time the read fails.
         await device.repair(error, signal);
         ranges = [];
       }

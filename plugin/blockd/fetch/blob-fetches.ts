@@ -8,6 +8,7 @@ import { Fifo, type HostGroup } from './fetch-queue.ts';
 import { FetchCounters } from './fetch-stats.ts';
 import type { FetchPriority } from './fetch-types.ts';
 import { StreamDetector } from './stream-detector.ts';
+import { UnitMirrors } from './unit-mirrors.ts';
 
 /** As many as one image may name; the others are forgotten, least recently asked for first. */
 const MAX_REPOSITORIES = 16;
@@ -32,6 +33,7 @@ export class BlobFetches {
   /** True during the pause after a failure. */
   isParked = false;
   lastMirror: string | undefined;
+  readonly mirrors: UnitMirrors;
   /** When a unit was last fetched again because its bytes proved wrong. */
   readonly repairedAtMs = new Map<number, number>();
   isVerifying = false;
@@ -50,6 +52,7 @@ export class BlobFetches {
     this.group = group;
     setMaxListeners(0, this.gone.signal);
     this.streams = new StreamDetector(handle.unitCount);
+    this.mirrors = new UnitMirrors(handle.unitCount);
   }
 
   /**

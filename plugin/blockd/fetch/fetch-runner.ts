@@ -139,6 +139,7 @@ export class FetchRunner {
       };
       const servedBy = (mirror: string): void => {
         blob.lastMirror = mirror;
+        blob.mirrors.set(fetch.firstUnit, fetch.endUnit, mirror);
       };
       const { signal } = controller;
       const options = { signal, attempt: fetch.attempt, avoidMirrors: fetch.avoidMirrors, servedBy, onProgress };

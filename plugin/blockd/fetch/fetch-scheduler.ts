@@ -295,9 +295,10 @@ export class FetchScheduler {
   }
 
   /**
-   * Forgets a range whose stored bytes proved wrong and fetches it from another mirror if there is one. Resolves like {@link ensure}.
-   * Call it only for what a read on this thread has just found (a worker's finding may be older than a repair). Rejects with DataLoss
-   * when the same unit is wrong again within a minute, else as {@link ensure} does.
+   * Forgets a range whose stored bytes proved wrong and fetches it from another mirror than those that sent it, if there is one. Units
+   * that were repaired within the last minute are not the ones to blame as long as others are left. Resolves like {@link ensure}. Call it
+   * only for what a read on this thread has just found (a worker's finding may be older than a repair). Rejects with DataLoss when every
+   * unit of the range was repaired within a minute, else as {@link ensure} does.
    */
   async repair(handle: BlobHandle, offsetBytes: number, lengthBytes: number, signal: AbortSignal): Promise<void> {
     if (this.stop.signal.aborted || signal.aborted || !handle.isHeld) throw canceled(handle);
@@ -307,28 +308,33 @@ export class FetchScheduler {
     const blob = this.stateOf(handle);
     const first = Math.floor(offsetBytes / FETCH_UNIT_BYTES);
     const end = Math.ceil((offsetBytes + range.lengthBytes) / FETCH_UNIT_BYTES);
-    this.rememberRepair(blob, first, end);
-    const avoid = blob.lastMirror === undefined ? [] : [blob.lastMirror];
-    await this.store.drop(handle, first * FETCH_UNIT_BYTES, Math.min(end * FETCH_UNIT_BYTES, handle.sizeBytes) - first * FETCH_UNIT_BYTES);
+    const suspects = this.rememberRepair(blob, first, end);
+    const [from, to] = suspects.length === 0 ? [first, end] : [suspects[0]!, suspects.at(-1)! + 1];
+    const avoid = blob.mirrors.of(from, to);
+    await this.store.drop(handle, from * FETCH_UNIT_BYTES, Math.min(to * FETCH_UNIT_BYTES, handle.sizeBytes) - from * FETCH_UNIT_BYTES);
     await this.ensureBlob(blob, [range], 'demand', signal, avoid);
   }
 
-  private rememberRepair(blob: BlobFetches, first: number, end: number): void {
+  /** The units to fetch again, ascending; none while somebody else's repair of all of them is under way. */
+  private rememberRepair(blob: BlobFetches, first: number, end: number): number[] {
     const nowMs = this.clock.monotonicMs();
-    for (let unit = first; unit < end; unit += 1) {
-      // Not readable: somebody else's repair of it is under way.
-      if (!blob.handle.isReadable(unit)) continue;
+    const readable = Array.from({ length: end - first }, (_, index) => first + index).filter((unit) => blob.handle.isReadable(unit));
+    const suspects = readable.filter((unit) => {
       const beforeMs = blob.repairedAtMs.get(unit);
-      if (beforeMs !== undefined && nowMs - beforeMs < REPAIR_AGAIN_MS) {
-        const what = `unit ${unit} is still wrong after it was fetched again`;
-        const error = new AppError('DataLoss', { op: 'repair', subject: blob.handle.source.digest, what, details: { unit } });
-        this.options.onEvent?.({ kind: 'fetch-failed', digest: blob.handle.source.digest, code: error.code, detail: what });
-        throw error;
-      }
+      return beforeMs === undefined || nowMs - beforeMs >= REPAIR_AGAIN_MS;
+    });
+    if (suspects.length === 0 && readable.length === end - first) {
+      const what = `units ${first} to ${end - 1} are still wrong after they were fetched again`;
+      const error = new AppError('DataLoss', { op: 'repair', subject: blob.handle.source.digest, what, details: { unit: first } });
+      this.options.onEvent?.({ kind: 'fetch-failed', digest: blob.handle.source.digest, code: error.code, detail: what });
+      throw error;
+    }
+    for (const unit of suspects) {
       blob.repairedAtMs.delete(unit);
       blob.repairedAtMs.set(unit, nowMs);
       if (blob.repairedAtMs.size > REPAIRS_MAX) blob.repairedAtMs.delete(blob.repairedAtMs.keys().next().value!);
     }
+    return suspects;
   }
 
   private verifyIfComplete(blob: BlobFetches): void {

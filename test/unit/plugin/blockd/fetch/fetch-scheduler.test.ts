@@ -285,6 +285,31 @@ describe('corrupt bytes in the store', () => {
   });
 });
 
+describe('corrupt bytes from one of several mirrors', () => {
+  test('are fetched again from another mirror than the one that sent them, whoever sent something since', async () => {
+    const { registry, store, demand, scheduler } = await setUp();
+    const bytes = bytesOf(31, 6 * UNIT);
+    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
+    registry.add(source, bytes);
+    const blob = await store.acquire(source);
+    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
+    await demand(blob, 0, 4);
+    const { signal } = new AbortController();
+    // The first repair makes b the last mirror that sent something; the others still came from a.
+    for (const unit of [0, 1, 3]) {
+      await scheduler.repair(blob, unit * UNIT, 10, signal);
+      expect(read(blob, unit * UNIT, 16)).toEqual(bytes.slice(unit * UNIT, unit * UNIT + 16));
+    }
+    // A block that lies in units 1 and 2: 1 was repaired, so 2 is to blame.
+    await scheduler.repair(blob, 2 * UNIT - 5, 10, signal);
+    expect(read(blob, 2 * UNIT, 16)).toEqual(bytes.slice(2 * UNIT, 2 * UNIT + 16));
+    expect(registry.requests.slice(1).map((request) => [request.offsetBytes / UNIT, request.avoidMirrors])).toEqual(
+      [0, 1, 3, 2].map((unit) => [unit, ['a.example']]),
+    );
+    await expect(scheduler.repair(blob, 2 * UNIT - 5, 10, signal)).rejects.toMatchObject({ code: 'DataLoss' });
+  });
+});
+
 describe('complete blobs that are not what their digest names', () => {
   const corruptCount = (events: { kind: string }[]): number => events.filter((event) => event.kind === 'blob-corrupt').length;
 
