@@ -1,6 +1,6 @@
 /** Small lazy images for the tests of this folder: tars in memory, converted by our own builder. */
 
-import { randomBytes } from 'node:crypto';
+import { createCipheriv, randomBytes } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { type ConvertTarsOptions, convertTars } from '../../support/converted-image.ts';
@@ -47,4 +47,10 @@ export async function obdctl(host: LazyHost, ...args: string[]): Promise<{ code:
 /** Runs a command in a new container and returns what it prints. */
 export async function runOnce(host: LazyHost, reference: string, name: string, ...command: string[]): Promise<string> {
   return (await host.containerd.ctr(['run', '--rm', '--snapshotter', SNAPSHOTTER, reference, name, ...command])).stdout;
+}
+
+/** Bytes that do not compress and are equal for equal seeds. */
+export function filledBytes(sizeBytes: number, seed: number): Buffer {
+  const cipher = createCipheriv('aes-128-ctr', Buffer.alloc(16, seed), Buffer.alloc(16));
+  return cipher.update(Buffer.alloc(sizeBytes));
 }
