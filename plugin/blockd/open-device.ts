@@ -4,11 +4,12 @@
  */
 import assert from 'node:assert/strict';
 import type { Clock } from '../base/clock.ts';
-import { AppError } from '../base/errors.ts';
+import { AppError, isAppError } from '../base/errors.ts';
+import { FETCH_UNIT_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
 import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables } from '../file/device-file.ts';
 import type { DeviceSpec } from '../file/device-spec.ts';
-import { MissingList, type RandomAccessFile } from '../file/file.ts';
+import { MissingList, type MissingRanges, type RandomAccessFile } from '../file/file.ts';
 import type { SharedBlob } from '../file/store/blob-file.ts';
 import type { BlobHandle } from '../file/store/blob-handle.ts';
 import type { ChunkStore } from '../file/store/chunk-store.ts';
@@ -79,13 +80,22 @@ export class OpenDevice {
       if (parts.verify === 'full-layer-first')
         for (const handle of handles) if (handle.source.chunkList === undefined) await fetchAndVerify(parts, handle, signal);
       for (const handle of handles) await parts.chunks.load(handle, parts, signal);
-      const files = handles.map((handle) => handle.file());
-      const opener = new DeviceOpener(spec, files, parts.codec);
-      for (let round = 0; round < MAX_OPEN_ROUNDS; round += 1) {
+      const files = handles.map((handle) => new TouchedFile(handle.file()));
+      let opener = new DeviceOpener(spec, files, parts.codec);
+      const repaired = new Set<unknown>();
+      for (let round = 0; round < MAX_OPEN_ROUNDS + repaired.size; round += 1) {
         signal.throwIfAborted();
         const missing = new MissingList();
-        const tables = opener.tryOpen(missing);
-        if (tables !== undefined) return new OpenDevice(instance, spec, tables, handles, parts);
+        try {
+          const tables = opener.tryOpen(missing);
+          if (tables !== undefined) return new OpenDevice(instance, spec, tables, handles, parts);
+        } catch (error) {
+          if (!isAppError(error, 'DataLoss') || repaired.has(error.details.layerIndex)) throw error;
+          repaired.add(error.details.layerIndex);
+          await repairLayer(error, { scheduler: parts.scheduler, spec, handles, files, signal });
+          opener = new DeviceOpener(spec, files, parts.codec);
+          continue;
+        }
         await fetchRanges(parts.scheduler, handles, missing.ranges, signal);
       }
       throw new AppError('DataLoss', {
@@ -128,8 +138,9 @@ export class OpenDevice {
    * it names no range, and with DataLoss when the bytes were wrong before.
    */
   async repair(error: AppError, signal: AbortSignal): Promise<void> {
-    const { blobIndex, offset, length } = error.details;
-    const handle = typeof blobIndex === 'number' ? this.handles[blobIndex] : undefined;
+    const { blobIndex, blobId, offset, length } = error.details;
+    // Formats name the blob by its place in the device; the store, whose disk failed, by its own number.
+    const handle = typeof blobIndex === 'number' ? this.handles[blobIndex] : this.handles.find((each) => each.blobId === blobId);
     if (handle === undefined || typeof offset !== 'number') throw error;
     const lengthBytes = Math.min(typeof length === 'number' ? length : 1, handle.sizeBytes - offset);
     await this.parts.scheduler.repair(handle, offset, lengthBytes, signal);
@@ -156,4 +167,59 @@ async function fetchRanges(
       return scheduler.ensure(handle, wanted, 'demand', signal);
     }),
   );
+}
+
+/** A blob's file that remembers which units were looked at. */
+class TouchedFile implements RandomAccessFile {
+  readonly sizeBytes: number;
+  readonly units = new Set<number>();
+  private readonly file: RandomAccessFile;
+
+  constructor(file: RandomAccessFile) {
+    this.file = file;
+    this.sizeBytes = file.sizeBytes;
+  }
+
+  readSync(offsetBytes: number, lengthBytes: number, target: Uint8Array, targetOffset: number, missing: MissingRanges): boolean {
+    const end = Math.ceil((offsetBytes + lengthBytes) / FETCH_UNIT_BYTES);
+    for (let unit = Math.floor(offsetBytes / FETCH_UNIT_BYTES); unit < end; unit += 1) this.units.add(unit);
+    return this.file.readSync(offsetBytes, lengthBytes, target, targetOffset, missing);
+  }
+}
+
+/** Fetches again what was read of a layer that makes no sense: it may have come wrong, or have gone bad on the disk. */
+async function repairLayer(
+  error: AppError,
+  parts: {
+    scheduler: FetchScheduler;
+    spec: DeviceSpec;
+    handles: readonly BlobHandle[];
+    files: readonly TouchedFile[];
+    signal: AbortSignal;
+  },
+): Promise<void> {
+  const { scheduler, spec, handles, files, signal } = parts;
+  const { layerIndex } = error.details;
+  const layer = typeof layerIndex === 'number' ? spec.layers[layerIndex] : undefined;
+  if (layer === undefined) throw error;
+  const blobs = layer.kind === 'full' ? [layer.blob] : [layer.meta, layer.target, layer.gzipIndex];
+  for (const [i, handle] of handles.entries()) {
+    if (!blobs.some((blob) => blob?.digest === handle.source.digest)) continue;
+    for (const [firstUnit, endUnit] of runsOf(files[i]!.units)) {
+      const offsetBytes = firstUnit * FETCH_UNIT_BYTES;
+      const lengthBytes = Math.min(endUnit * FETCH_UNIT_BYTES, handle.sizeBytes) - offsetBytes;
+      await scheduler.repair(handle, offsetBytes, lengthBytes, signal);
+    }
+  }
+}
+
+/** Adjacent numbers as ranges [first, end). */
+function runsOf(units: ReadonlySet<number>): [number, number][] {
+  const runs: [number, number][] = [];
+  for (const unit of [...units].sort((a, b) => a - b)) {
+    const last = runs.at(-1);
+    if (last !== undefined && last[1] === unit) last[1] = unit + 1;
+    else runs.push([unit, unit + 1]);
+  }
+  return runs;
 }
