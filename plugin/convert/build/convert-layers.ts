@@ -28,7 +28,10 @@ import { MetadataStore } from './metadata-store.ts';
 import type { ConvertedLayer, ConvertOptions, SourceLayer } from './options.ts';
 import { Spool } from './spool.ts';
 
-/** Smallest blobs, and with them fewest bytes for a lazy start over a network; figures in test/bench/RESULTS.md. */
+/**
+ * Smallest blobs, and with them fewest bytes for a lazy start over a network. 1.06 GB of programs, headers and node_modules (334 MB as
+ * tar.gz) become 361 MB; zstd in 32 KiB 373 MB, lz4 in 4 KiB 587 MB, at 7.4, 7.6 and 6.5 CPU seconds from the tar.gz.
+ */
 export const DEFAULT_COMPRESSION: Compression = { algorithm: ALGORITHM.zstd, blockSizeBytes: 64 * KIB };
 const DEFAULT_THREADS = 2;
 const DEFAULT_MAX_LAYER_BYTES = 256 * GIB;
@@ -201,7 +204,7 @@ class LayerBuilder {
 }
 
 /** Input is applied in steps of this, so that what arrives while the compressors are busy stays small. */
-const PUSH_BYTES = 1024 * KIB;
+const PUSH_BYTES = 256 * KIB;
 
 interface SourceSums {
   digest: Digest;

@@ -7,13 +7,14 @@
  *   └──────────── covered ────────────┘
  */
 import { createHash, hash } from 'node:crypto';
-import { closeSync, openSync, readSync } from 'node:fs';
+import { closeSync, fstatSync, openSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { AppError, describeError } from '../../base/errors.ts';
 import { MIB } from '../../base/units.ts';
 import { encodePlainHead, encodeTail } from '../../image/overlaybd-tar/wrapper.ts';
-import { writeFully } from './spool.ts';
+import { readFully, writeFully } from './spool.ts';
 
+const DIGEST_BYTES = 32;
 const LIST_NAME = 'overlaybd.chunks';
 
 export interface SealRequest {
@@ -35,28 +36,26 @@ function sealFile({ path, chunkBytes }: SealRequest): SealResult {
   const fd = openSync(path, 'r+');
   try {
     const whole = createHash('sha256');
-    const chunks: Buffer[] = [];
+    const coveredBytes = fstatSync(fd).size;
+    const list = Buffer.alloc(Math.ceil(coveredBytes / chunkBytes) * DIGEST_BYTES);
     // A whole number of chunks, so that none is cut.
     const buffer = Buffer.allocUnsafe(Math.ceil(MIB / chunkBytes) * chunkBytes);
-    let position = 0;
-    for (let filled = buffer.length; filled === buffer.length; position += filled) {
-      filled = 0;
-      for (let count = -1; count !== 0 && filled < buffer.length; filled += count) {
-        count = readSync(fd, buffer, filled, buffer.length - filled, position + filled);
-      }
-      const bytes = buffer.subarray(0, filled);
+    for (let position = 0; position < coveredBytes; position += buffer.length) {
+      const bytes = buffer.subarray(0, Math.min(buffer.length, coveredBytes - position));
+      readFully(fd, bytes, position);
       whole.update(bytes);
-      for (let at = 0; at < filled; at += chunkBytes) chunks.push(hash('sha256', bytes.subarray(at, at + chunkBytes), 'buffer'));
+      for (let at = 0; at < bytes.length; at += chunkBytes) {
+        hash('sha256', bytes.subarray(at, at + chunkBytes), 'buffer').copy(list, ((position + at) / chunkBytes) * DIGEST_BYTES);
+      }
     }
-    const list = Buffer.concat(chunks);
     const entry = Buffer.concat([encodePlainHead(list.length, LIST_NAME), list, encodeTail(list.length)]);
-    writeFully(fd, entry, position, path);
+    writeFully(fd, entry, coveredBytes, path);
     return {
       sha256: whole.update(entry).digest('hex'),
-      sizeBytes: position + entry.length,
+      sizeBytes: coveredBytes + entry.length,
       list: {
         sha256: hash('sha256', list, 'hex'),
-        offsetBytes: position + entry.length - list.length - encodeTail(list.length).length,
+        offsetBytes: coveredBytes + entry.length - list.length - encodeTail(list.length).length,
         sizeBytes: list.length,
       },
     };

@@ -13,11 +13,11 @@ export const MAX_PATH_BYTES = 4 * KIB - 1;
 /** One component of a path: Linux's NAME_MAX. */
 export const MAX_NAME_BYTES = 255;
 
-/** Data segments of one sparse file: 16 bytes each in memory, and more would be slower to map than to store. */
-export const MAX_SPARSE_SEGMENTS = 131_072;
+/** Data segments of one sparse file: each of them, be it one byte, becomes a block of 4 KiB of output; 64 MiB at most at a time. */
+export const MAX_SPARSE_SEGMENTS = 16_384;
 
 /** The map of a PAX 1.0 sparse file: at most 2 numbers of 20 digits and a newline a segment. */
-export const MAX_SPARSE_MAP_BYTES = 6 * MIB;
+export const MAX_SPARSE_MAP_BYTES = 1 * MIB;
 
 /** A content size or position beyond this is a lie: 2^53-1 less room for rounding. */
 export const MAX_CONTENT_BYTES = Number.MAX_SAFE_INTEGER - 1 * MIB;
