@@ -18,7 +18,7 @@ import { createLogger, type Logger } from '../base/log.ts';
 import { ChunkStore } from '../file/store/chunk-store.ts';
 import { FusePool } from '../fuse/pool.ts';
 import { loadCodec } from '../kernel/codecs.ts';
-import { unmountDevice } from '../kernel/mount-device.ts';
+import { listMountPoints, unmountDevice } from '../kernel/mount-device.ts';
 import { dieWithParent } from '../kernel/process.ts';
 import { ChunkVerifier } from './chunk-verifier.ts';
 import { Devices } from './devices.ts';
@@ -141,6 +141,7 @@ async function main(): Promise<void> {
     keeper,
     specFiles: new SpecFiles(path.join(config.paths.root, 'devices')),
     deviceDir: path.join(config.paths.run, 'devices'),
+    mountPoints: listMountPoints,
     unmount: unmountDevice,
     onAttached: (device) => {
       for (const handle of device.handles) scheduler.attach(handle);
@@ -171,7 +172,10 @@ async function main(): Promise<void> {
     process.kill(process.pid, 'SIGKILL');
   }, WORKER_LOOK_MS);
   process.on('SIGTERM', () => stopOrDie(false));
-  process.on('SIGINT', () => stopOrDie(false));
+  // Ctrl-C goes to all three; the keeper ends the others in their order.
+  process.on('SIGINT', () => {
+    if (!process.connected) stopOrDie(false);
+  });
   process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
   log.info({ root: config.paths.root, devices: devices.list().length }, 'serving');
   keeper.ready();
