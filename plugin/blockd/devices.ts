@@ -55,6 +55,10 @@ interface Attachment {
   state: DeviceState;
   detail: string | null;
   opening: Promise<void>;
+  /** A predecessor served it: containers may read it, so only the kernel's release or lost patience ends it. */
+  isTakenOver: boolean;
+  /** Its file is no longer mounted: who reads it goes on, and new users get another attachment. */
+  isDetached: boolean;
   /** Calls that wait for the opening; when the last one gives up, so does the opening. */
   waiters: number;
   abort: AbortController;
@@ -68,6 +72,8 @@ export interface DevicesOptions extends DeviceParts {
   specFiles: SpecFiles;
   /** Mount points of the connections: `<deviceDir>/<instance>`. */
   deviceDir: string;
+  /** Paths of all mounts that this process sees. */
+  mountPoints(): Promise<string[]>;
   /** Detaches a mount, in a process of its own. */
   unmount(targets: string[], signal: AbortSignal): Promise<void>;
   /** A device can be read: background fill may be planned. */
@@ -79,6 +85,8 @@ export class Devices {
   private readonly options: DevicesOptions;
   private readonly attachments = new Map<string, Attachment>();
   private readonly bySlot = new Map<number, Attachment>();
+  /** Names of connections that are being ended, whose paths are not free yet. */
+  private readonly orphans = new Set<string>();
   private readonly missed: MissedReads;
 
   constructor(options: DevicesOptions) {
@@ -96,15 +104,19 @@ export class Devices {
 
   /** Serves again what a predecessor served; resolves when each device is taken over, or on its way for half a second. */
   async restore(): Promise<void> {
-    const { keeper, specFiles, clock, log } = this.options;
+    const { keeper, specFiles, mountPoints, clock, log } = this.options;
     const held = new Set(await keeper.list());
+    const mounted = new Set(await mountPoints());
     const openings: Promise<void>[] = [];
     for (const { instance, spec } of await specFiles.load(log)) {
       // Without a connection (a reboot) nobody can read the device: it is attached anew when a container needs it.
       if (!held.delete(instance)) await specFiles.remove(instance);
-      else openings.push(this.begin(instance, spec, { isTakenOver: true }).opening);
+      else {
+        const isDetached = !mounted.has(this.pathOf(instance));
+        openings.push(this.begin(instance, spec, { isTakenOver: true, isDetached }).opening);
+      }
     }
-    for (const orphan of held) await this.close(orphan);
+    for (const orphan of held) void this.closeOrphan(orphan);
     const graceEnded = new AbortController();
     await Promise.race([Promise.allSettled(openings).finally(() => graceEnded.abort()), pause(clock, RESTORE_GRACE_MS, graceEnded.signal)]);
   }
@@ -124,13 +136,14 @@ export class Devices {
   /** Attaches, or answers the attachment that exists. Resolves when the device can be read. */
   async attach(spec: DeviceSpec, signal: AbortSignal): Promise<DeviceStatus> {
     const existing = this.live(spec.id);
-    const attachment = existing ?? this.begin(this.freeInstance(spec.id), spec, { isTakenOver: false });
+    const attachment = existing ?? this.begin(this.freeInstance(spec.id), spec, { isTakenOver: false, isDetached: false });
     attachment.waiters += 1;
     try {
       await raceSignal(attachment.opening, signal, spec.image);
     } finally {
       attachment.waiters -= 1;
-      if (signal.aborted && attachment.waiters === 0 && attachment.state === 'opening') attachment.abort.abort(signal.reason);
+      const isUnwanted = signal.aborted && attachment.waiters === 0 && !attachment.isTakenOver;
+      if (isUnwanted && attachment.state === 'opening') attachment.abort.abort(signal.reason);
     }
     return this.statusOf(attachment);
   }
@@ -148,12 +161,13 @@ export class Devices {
   async detach(id: string): Promise<void> {
     const attachment = this.live(id);
     if (attachment === undefined) return;
-    if (attachment.state === 'opening') {
+    if (attachment.state === 'opening' && !attachment.isTakenOver) {
       attachment.abort.abort(new AppError('Canceled', { op: 'attach device', subject: id, what: 'it was detached meanwhile' }));
       await attachment.opening.catch((error: unknown) => this.options.log.debug({ reason: describeError(error) }, 'opening given up'));
       if (attachment.state === 'opening' || attachment.state === 'failed') return;
     }
-    attachment.state = 'releasing';
+    attachment.isDetached = true;
+    if (attachment.state === 'attached') attachment.state = 'releasing';
     await this.options.unmount([attachment.devicePath], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
   }
 
@@ -174,14 +188,16 @@ export class Devices {
     else if (message.type === 'gone') void this.release(attachment, message.slot);
   }
 
-  private begin(instance: string, spec: DeviceSpec, how: { isTakenOver: boolean }): Attachment {
+  private begin(instance: string, spec: DeviceSpec, how: { isTakenOver: boolean; isDetached: boolean }): Attachment {
     const attachment: Attachment = {
       instance,
       spec,
-      devicePath: path.join(this.options.deviceDir, instance),
+      devicePath: this.pathOf(instance),
       state: 'opening',
       detail: null,
       opening: Promise.resolve(),
+      isTakenOver: how.isTakenOver,
+      isDetached: how.isDetached,
       waiters: 0,
       abort: new AbortController(),
     };
@@ -204,9 +220,9 @@ export class Devices {
       this.serve(attachment, device, await keeper.open(instance, attachment.devicePath), { isTakenOver: false });
     } catch (error) {
       attachment.device?.close();
-      this.attachments.delete(instance);
       attachment.state = 'failed';
-      await specFiles.remove(instance);
+      // The name is free again only when its file is gone: a new attachment writes one of the same name.
+      await specFiles.remove(instance).finally(() => this.attachments.delete(instance));
       throw error;
     }
   }
@@ -223,18 +239,20 @@ export class Devices {
         this.serve(attachment, device, await keeper.take(instance, attachment.devicePath), { isTakenOver: true });
         return;
       } catch (error) {
+        attachment.device?.close();
+        delete attachment.device;
         attachment.detail = describeError(error);
         log.error({ device: instance, image: spec.image, reason: attachment.detail }, 'device of a running container not open yet');
-        if (clock.monotonicMs() < giveUpAtMs && !abort.signal.aborted) {
-          await clock.sleep(RESTORE_RETRY_MS, abort.signal);
+        if (clock.monotonicMs() < giveUpAtMs) {
+          await clock.sleep(RESTORE_RETRY_MS);
           continue;
         }
         // Errors are better than waiting for ever: closing the connection ends the reads.
         attachment.state = 'failed';
         events.add({ severity: 'error', kind: 'device.lost', subject: instance, message: attachment.detail });
-        this.attachments.delete(instance);
-        await this.close(instance);
-        await specFiles.remove(instance);
+        await this.close(instance)
+          .then(() => specFiles.remove(instance))
+          .finally(() => this.attachments.delete(instance));
         throw error;
       }
     }
@@ -242,7 +260,7 @@ export class Devices {
 
   private serve(attachment: Attachment, device: OpenDevice, fd: number, how: { isTakenOver: boolean }): void {
     attachment.slot = this.options.pool.add(fd, device.tables, device.sharedBlobs(), how);
-    attachment.state = 'attached';
+    attachment.state = attachment.isDetached ? 'releasing' : 'attached';
     attachment.detail = null;
     this.bySlot.set(attachment.slot, attachment);
     this.options.onAttached(device);
@@ -269,10 +287,24 @@ export class Devices {
 
   /** Ends a connection that nobody serves: its readers get errors, and its mount goes. */
   private async close(instance: string): Promise<void> {
-    const { keeper, deviceDir, unmount } = this.options;
+    const { keeper, unmount } = this.options;
     await keeper.close(instance);
-    await unmount([path.join(deviceDir, instance)], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
-    await fs.rm(path.join(deviceDir, instance), { force: true });
+    await unmount([this.pathOf(instance)], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+    await fs.rm(this.pathOf(instance), { force: true });
+  }
+
+  private async closeOrphan(instance: string): Promise<void> {
+    this.orphans.add(instance);
+    try {
+      await this.close(instance);
+      this.orphans.delete(instance);
+    } catch (error) {
+      this.options.log.error({ device: instance, reason: describeError(error) }, 'a connection without a device leaves its mount behind');
+    }
+  }
+
+  private pathOf(instance: string): string {
+    return path.join(this.options.deviceDir, instance);
   }
 
   /** A connection that was aborted, not unmounted, leaves its mount behind. */
@@ -296,14 +328,15 @@ export class Devices {
   /** The attachment that new users may join. */
   private live(id: string): Attachment | undefined {
     for (const attachment of this.attachments.values())
-      if (attachment.spec.id === id && (attachment.state === 'opening' || attachment.state === 'attached')) return attachment;
+      if (attachment.spec.id === id && !attachment.isDetached && (attachment.state === 'opening' || attachment.state === 'attached'))
+        return attachment;
     return undefined;
   }
 
   private freeInstance(id: string): string {
     for (let n = 0; ; n += 1) {
       const instance = n === 0 ? id : `${id}.${n}`;
-      if (!this.attachments.has(instance)) return instance;
+      if (!this.attachments.has(instance) && !this.orphans.has(instance)) return instance;
     }
   }
 
