@@ -6,6 +6,8 @@ import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi';
 import { bodyLimit } from 'hono/body-limit';
 import { AppError } from '../plugin/base/errors.ts';
 import type { Logger } from '../plugin/base/log.ts';
+import type { ConvertService } from '../plugin/convert/service.ts';
+import { addConvertRoutes } from './convert-routes.ts';
 import { errorSchema, wireError } from './errors.ts';
 import {
   ANSWER_DEADLINE_MS,
@@ -30,6 +32,7 @@ import {
 
 export interface AdminAppOptions {
   services: AdminServices;
+  convert: ConvertService;
   version: string;
   log: Logger;
 }
@@ -149,7 +152,7 @@ async function within<T>(op: string, signal: AbortSignal, work: (signal: AbortSi
 }
 
 /** Builds the application. Every failure is answered as AppError JSON; what is unexpected is logged whole and answered without detail. */
-export function createAdminApp({ services, version, log }: AdminAppOptions): OpenAPIHono {
+export function createAdminApp({ services, convert, version, log }: AdminAppOptions): OpenAPIHono {
   const metrics = createMetrics(services);
   let materializations = 0;
 
@@ -244,6 +247,8 @@ export function createAdminApp({ services, version, log }: AdminAppOptions): Ope
       materializations -= 1;
     }
   });
+
+  addConvertRoutes(app, convert);
 
   app.get('/metrics', async (c) => {
     const text = await within('render metrics', deadline(c.req.raw, ANSWER_DEADLINE_MS), (signal) => metrics.render(signal));

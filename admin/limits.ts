@@ -22,3 +22,6 @@ export const MAX_CONNECTIONS = 64;
 
 /** References are at most 255 bytes of name, 128 of tag and 72 of digest. */
 export const MAX_REFERENCE_CHARS = 512;
+
+/** Callers that watch a conversion; each holds a connection of the 64. */
+export const WATCHERS_MAX = 32;

@@ -17,6 +17,7 @@ import { createLogger, type Logger } from './base/log.ts';
 import { BlockdClient } from './blockd/client.ts';
 import { listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
+import { startConversion } from './main/convert.ts';
 import { Materializer } from './main/materialize.ts';
 import { RegistryClient } from './registry/client.ts';
 import { dockerConfigSource } from './registry/docker-config.ts';
@@ -118,16 +119,18 @@ async function main(): Promise<void> {
     fetchWhole: (source, signal) => blockd.fetchWhole(source, signal),
     logger,
   });
+  const convert = await startConversion(config, service.database, logger);
   const services = new GatheredAdminServices({
     config,
     version,
     snapshotter: service,
     blockd,
+    convert,
     materialize: (reference, signal) => materializer.materialize(reference, signal),
   });
   const { socket, tcpListen, tcpTokenFile } = config.admin;
   const admin = await startAdminServer({
-    app: createAdminApp({ services, version, log: logger }),
+    app: createAdminApp({ services, convert, version, log: logger }),
     socketPath: socket,
     ...(tcpListen === undefined || tcpTokenFile === undefined ? {} : { tcp: { address: tcpListen, tokenFile: tcpTokenFile } }),
   });
@@ -137,6 +140,7 @@ async function main(): Promise<void> {
     isStopping = true;
     admin
       .close()
+      .then(() => convert.stop())
       .then(() => service.stop({ unmount }))
       .then(
         () => process.exit(0),

@@ -14,6 +14,7 @@ import type { Config } from '../base/config/config.ts';
 import { describeError, isAppError } from '../base/errors.ts';
 import type { BlockdClient } from '../blockd/client.ts';
 import type { DataPlaneEvent } from '../blockd/events.ts';
+import type { ConvertService } from '../convert/service.ts';
 import { decodeAccelerated } from '../snapshotter/accelerated.ts';
 import { pulledImageOf } from '../snapshotter/labels.ts';
 import type { SnapshotterService } from '../snapshotter/service.ts';
@@ -35,6 +36,7 @@ export interface AdminParts {
   version: string;
   snapshotter: SnapshotterService;
   blockd: BlockdClient;
+  convert: Pick<ConvertService, 'complaint'>;
   materialize(reference: string, signal: AbortSignal): Promise<MaterializeResult>;
 }
 
@@ -49,8 +51,8 @@ export class GatheredAdminServices implements AdminServices {
   }
 
   async status(signal: AbortSignal): Promise<NodeStatus> {
-    const { config, version, blockd, snapshotter } = this.parts;
-    const degraded: string[] = [];
+    const { config, version, blockd, snapshotter, convert } = this.parts;
+    const degraded: string[] = convert.complaint === undefined ? [] : [convert.complaint];
     let blockdPid: number | null = null;
     let devices = 0;
     try {

@@ -92,6 +92,15 @@ function crossProblems(config: Config): string[] {
   if (tcpListen !== undefined && !isLoopback(tcpListen) && !tcpBeyondLoopback) {
     problems.push(`admin.tcp_listen: "${tcpListen}" is not a loopback address; set admin.tcp_beyond_loopback = true to allow it`);
   }
+  const { webhookListen, webhookSecretFile, webhookBeyondLoopback } = config.convert;
+  if (webhookListen !== undefined && webhookSecretFile === undefined) {
+    problems.push('convert.webhook_listen: needs convert.webhook_secret_file, since anybody could ask for conversions otherwise');
+  }
+  if (webhookListen !== undefined && !isLoopback(webhookListen) && !webhookBeyondLoopback) {
+    problems.push(
+      `convert.webhook_listen: "${webhookListen}" is not a loopback address; set convert.webhook_beyond_loopback = true to allow it`,
+    );
+  }
   for (const [key, socket] of [
     ['snapshotter.socket', config.snapshotter.socket],
     ['admin.socket', config.admin.socket],

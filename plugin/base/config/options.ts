@@ -149,6 +149,56 @@ export const SECTION_OPTIONS = {
       reason: 'A body that sends nothing for this long is given up and asked for again',
     }),
   },
+  convert: {
+    concurrency: integer({
+      unit: 'jobs',
+      default: 1,
+      min: 1,
+      max: 64,
+      reason: 'Conversions at once; one keeps its processors busy, and each takes its own memory and staging',
+    }),
+    cpus: integer({
+      unit: 'processors',
+      default: 2,
+      min: 1,
+      max: 64,
+      reason: 'Processor time of one conversion (its cgroup), and its compression threads',
+    }),
+    memory_bytes: bytes({
+      default: 4 * GIB,
+      min: 512 * MIB,
+      max: 1024 * GIB,
+      reason: 'Memory of one conversion (its cgroup); a million files take about 1 GiB, and a conversion that needs more fails and says so',
+    }),
+    staging_bytes: bytes({
+      default: 40 * GIB,
+      min: 64 * MIB,
+      max: 1024 * TIB,
+      reason: 'Disk space of one conversion, below paths.root: its converted layers until they are uploaded',
+    }),
+    job_deadline: duration({
+      default: 6 * HOUR,
+      min: 1 * MINUTE,
+      max: 7 * 24 * HOUR,
+      reason: 'A conversion that takes longer is given up: 100 GiB at 5 MB/s take less',
+    }),
+    poll_interval: duration({
+      default: 60 * SECOND,
+      min: 1 * SECOND,
+      max: 24 * HOUR,
+      reason: 'How often repositories of polling rules are looked at; each look is one request and one more for each tag',
+    }),
+    webhook_listen: optionalAddress({
+      reason: 'Where registries tell of pushes (POST /v1/registry-events); needs webhook_secret_file. Unset: rules poll',
+    }),
+    webhook_secret_file: optionalPath({
+      reason: 'File with the secret that registries send (Authorization: Bearer …; 16 – 512 characters), readable by its owner alone',
+    }),
+    webhook_beyond_loopback: flag({
+      default: false,
+      reason: 'Allows webhook_listen on an address that other machines reach; the secret then travels without TLS',
+    }),
+  },
   admin: {
     socket: socketPath({ default: 'admin.sock', reason: 'The admin API, for root alone' }),
     tcp_listen: optionalAddress({ reason: 'Admin API on TCP as well; needs tcp_token_file. Unset: off' }),

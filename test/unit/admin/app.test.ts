@@ -4,10 +4,11 @@ import { MAX_MATERIALIZATIONS, MAX_REQUEST_BYTES } from '../../../admin/limits.t
 import type { AdminServices } from '../../../admin/services.ts';
 import { AppError } from '../../../plugin/base/errors.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
+import { fakeConvert } from './fake-convert.ts';
 import { DEVICE, EVENTS, fakeServices, SNAPSHOTS } from './fake-services.ts';
 
 const appOf = (overrides: Partial<AdminServices> = {}) =>
-  createAdminApp({ services: fakeServices(overrides), version: '0.1.0', log: silentLogger });
+  createAdminApp({ services: fakeServices(overrides), convert: fakeConvert(), version: '0.1.0', log: silentLogger });
 
 // biome-ignore lint/suspicious/noExplicitAny: answers are compared, not used
 async function get(path: string, app = appOf(), init: RequestInit = {}): Promise<{ status: number; body: any }> {
@@ -116,9 +117,10 @@ describe('admin API', () => {
 
   it('describes every route in /openapi.json, and says so for unknown paths', async () => {
     const { body } = await get('/openapi.json');
-    expect(Object.keys(body.paths).sort()).toEqual(
-      ['/healthz', '/v1/devices', '/v1/events', '/v1/materialize', '/v1/snapshots', '/v1/status', '/v1/store', '/v1/traffic'].sort(),
-    );
+    const paths = ['/healthz', '/v1/devices', '/v1/events', '/v1/materialize', '/v1/snapshots', '/v1/status', '/v1/store', '/v1/traffic'];
+    const convert = ['/jobs', '/jobs/{id}', '/jobs/{id}/cancel', '/jobs/{id}/events', '/jobs/{id}/log', '/rules', '/rules/{id}'];
+    const told = ['/notifications', '/notifications/{id}', '/deliveries'];
+    expect(Object.keys(body.paths).sort()).toEqual([...paths, ...['', ...convert, ...told].map((path) => `/v1/convert${path}`)].sort());
     expect(body.components.schemas).toHaveProperty('Snapshot');
     expect(await get('/v2')).toMatchObject({ status: 404, body: { error: { code: 'NotFound' } } });
   });

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createAdminApp } from '../../../admin/app.ts';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
+import { fakeConvert } from './fake-convert.ts';
 import { fakeServices } from './fake-services.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'obd-ctl-'));
@@ -20,7 +21,7 @@ beforeAll(async () => {
     return { ...(await services.status(signal)), isReady, degraded: isReady ? [] : ['blockd is down'] };
   };
   server = await startAdminServer({
-    app: createAdminApp({ services: { ...services, status }, version: '0.1.0', log: silentLogger }),
+    app: createAdminApp({ services: { ...services, status }, convert: fakeConvert(), version: '0.1.0', log: silentLogger }),
     socketPath: socket,
   });
 });

@@ -6,10 +6,11 @@ import { createAdminApp } from '../../../admin/app.ts';
 import { callAdmin, isUnreachable } from '../../../admin/client.ts';
 import { type AdminServer, readTokenFile, startAdminServer } from '../../../admin/server.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
+import { fakeConvert } from './fake-convert.ts';
 import { fakeServices } from './fake-services.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'obd-admin-'));
-const app = createAdminApp({ services: fakeServices(), version: '0.1.0', log: silentLogger });
+const app = createAdminApp({ services: fakeServices(), convert: fakeConvert(), version: '0.1.0', log: silentLogger });
 const servers: AdminServer[] = [];
 afterEach(async () => {
   for (const server of servers.splice(0)) await server.close();

@@ -194,7 +194,7 @@ test('layers of another repository of the registry are mounted, not read or sent
   store(registry, image, '1');
   await publishAccelerated(context(), { tag: '1' });
   store(registry, image, '1', 'team/other');
-  const [{ digest }] = [...ledger.rows.values()] as [{ digest: string }];
+  const { digest } = [...ledger.rows.values()][0]!;
   // The other repository does not have it yet.
   registry.inject({ method: 'HEAD', path: new RegExp(`/blobs/${digest}`), times: 1, effect: { kind: 'status', status: 404 } });
   registry.log.length = 0;

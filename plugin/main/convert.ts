@@ -1,0 +1,22 @@
+/** Conversion as the configuration wants it. */
+import type { Database } from '../../db/database.ts';
+import type { Config } from '../base/config/config.ts';
+import type { Logger } from '../base/log.ts';
+import { type ConvertService, startConvert } from '../convert/service.ts';
+
+/** See {@link startConvert}. */
+export function startConversion(config: Config, database: Database, logger: Logger): Promise<ConvertService> {
+  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
+  const { concurrency, cpus, memoryBytes, stagingBytes, jobDeadlineMs, pollIntervalMs, webhookListen, webhookSecretFile } = config.convert;
+  return startConvert({
+    database,
+    rootDir: config.paths.root,
+    registry: { hostsDir, plainHttp, responseTimeoutMs, stallTimeoutMs, ...(dockerConfig === undefined ? {} : { dockerConfig }) },
+    logger,
+    logLevel: config.log.level,
+    ...{ concurrency, cpus, memoryBytes, stagingBytes, jobDeadlineMs, pollIntervalMs },
+    ...(webhookListen === undefined || webhookSecretFile === undefined
+      ? {}
+      : { webhook: { address: webhookListen, secretFile: webhookSecretFile } }),
+  });
+}
