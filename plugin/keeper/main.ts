@@ -22,7 +22,7 @@ const REPLACE_LIMIT_MS = 1000;
 const STOP_LIMIT_MS = 20_000;
 
 /** A start that hangs must not keep readers waiting; the control plane opens a database, and nobody's reads wait for it. */
-const START_LIMITS_MS = { blockd: [4000, 8000, 30_000], sidecar: [15_000, 30_000, 60_000] } as const;
+const START_LIMITS_MS = { blockd: [3500, 8000, 30_000], sidecar: [15_000, 30_000, 60_000] } as const;
 
 /** The control plane starts (or is replaced) when the data plane serves, so that readers have the processor first; or after this. */
 const DATA_PLANE_FIRST_MS = 1500;
