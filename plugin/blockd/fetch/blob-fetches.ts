@@ -36,6 +36,8 @@ export class BlobFetches {
   readonly mirrors: UnitMirrors;
   /** When a unit was last fetched again because its bytes proved wrong. */
   readonly repairedAtMs = new Map<number, number>();
+  /** Units that are being repaired, and the mirrors that sent the wrong bytes: whoever asks for such a unit asks others first. */
+  readonly repairing = new Map<number, readonly string[]>();
   isVerifying = false;
   /** Its complete bytes were not what the digest names: it is not filled by itself again, and these mirrors are asked last. */
   isCorrupt = false;

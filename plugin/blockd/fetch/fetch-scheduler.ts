@@ -221,11 +221,13 @@ export class FetchScheduler {
         fetches.add(coming);
         continue;
       }
-      if (avoidMirrors.length === 0) last ??= this.extensible(blob, unit - 1, priority);
-      if (last !== undefined && last.endUnit === unit && unit - last.firstUnit < REQUEST_UNITS_MAX) {
+      const avoid = blob.repairing.get(unit) ?? avoidMirrors;
+      if (avoid.length === 0) last ??= this.extensible(blob, unit - 1, priority);
+      const isSame = last !== undefined && (last.avoidMirrors === avoid || last.avoidMirrors.length + avoid.length === 0);
+      if (isSame && last !== undefined && last.endUnit === unit && unit - last.firstUnit < REQUEST_UNITS_MAX) {
         last.endUnit = unit + 1;
       } else {
-        last = new Fetch(blob, unit, unit + 1, priority, this.clock.monotonicMs(), avoidMirrors);
+        last = new Fetch(blob, unit, unit + 1, priority, this.clock.monotonicMs(), avoid);
         this.queue.push(last);
       }
       blob.units.set(unit, last);
@@ -311,8 +313,13 @@ export class FetchScheduler {
     const suspects = this.rememberRepair(blob, first, end);
     const [from, to] = suspects.length === 0 ? [first, end] : [suspects[0]!, suspects.at(-1)! + 1];
     const avoid = blob.mirrors.of(from, to);
-    await this.store.drop(handle, from * FETCH_UNIT_BYTES, Math.min(to * FETCH_UNIT_BYTES, handle.sizeBytes) - from * FETCH_UNIT_BYTES);
-    await this.ensureBlob(blob, [range], 'demand', signal, avoid);
+    for (let unit = from; unit < to; unit += 1) blob.repairing.set(unit, avoid);
+    try {
+      await this.store.drop(handle, from * FETCH_UNIT_BYTES, Math.min(to * FETCH_UNIT_BYTES, handle.sizeBytes) - from * FETCH_UNIT_BYTES);
+      await this.ensureBlob(blob, [range], 'demand', signal, avoid);
+    } finally {
+      for (let unit = from; unit < to; unit += 1) if (blob.repairing.get(unit) === avoid) blob.repairing.delete(unit);
+    }
   }
 
   /** The units to fetch again, ascending; none while somebody else's repair of all of them is under way. */

@@ -310,6 +310,22 @@ describe('corrupt bytes from one of several mirrors', () => {
   });
 });
 
+describe('a unit that is being repaired', () => {
+  test('is not fetched from the bad mirror by another reader who comes in between', async () => {
+    const { registry, store, demand, scheduler } = await setUp();
+    const bytes = bytesOf(32, 4 * UNIT);
+    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
+    registry.add(source, bytes);
+    const blob = await store.acquire(source);
+    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
+    await demand(blob, 0, 2);
+    const repaired = scheduler.repair(blob, 0, 10, new AbortController().signal);
+    // Its bytes are gone already, and its own fetch is not under way yet.
+    await Promise.all([repaired, demand(blob, 0, 4)]);
+    expect(read(blob, 0, 16)).toEqual(bytes.slice(0, 16));
+  });
+});
+
 describe('complete blobs that are not what their digest names', () => {
   const corruptCount = (events: { kind: string }[]): number => events.filter((event) => event.kind === 'blob-corrupt').length;
 
