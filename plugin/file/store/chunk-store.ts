@@ -74,7 +74,7 @@ export class ChunkStore {
   private readonly tree: DiskTree;
   private readonly health: DiskHealth;
   private readonly memory: UnitCache;
-  /** By digest (or `local:` and a path); referenced, or closing. */
+  /** By digest (or `local:`, digest and path); referenced, or closing. */
   private readonly openBlobs = new Map<string, Blob>();
   private readonly keys = new KeyedMutex();
   private readonly roomLock = new Mutex();
@@ -111,7 +111,8 @@ export class ChunkStore {
    * FailedPrecondition when `localPath` is not a file of the stated size.
    */
   async acquire(source: BlobSource): Promise<BlobHandle> {
-    const key = source.localPath === undefined ? source.digest : `local:${source.localPath}`;
+    // A path may hold another blob tomorrow, while the file of today is still read.
+    const key = source.localPath === undefined ? source.digest : `local:${source.digest}:${source.localPath}`;
     const isNew = source.localPath === undefined && !this.openBlobs.has(key) && !this.tree.isIdle(key);
     const early = isNew ? await this.reserve(NEW_BLOB_BYTES) : undefined;
     try {

@@ -56,6 +56,23 @@ describe('reading and writing', () => {
     await store.close();
   });
 
+  test('a local path whose file was replaced by that of another blob is opened again, while the old one is still read', async () => {
+    const rootDir = scratchDir();
+    const { store } = await openStore({ rootDir: `${rootDir}/store` });
+    const [before, after] = [bytesOf(21, UNIT), bytesOf(22, UNIT)];
+    const localPath = `${rootDir}/blob`;
+    fs.writeFileSync(localPath, before);
+    const old = await store.acquire({ ...sourceOf(before), localPath });
+    fs.rmSync(localPath);
+    fs.writeFileSync(localPath, after);
+    const fresh = await store.acquire({ ...sourceOf(after), localPath });
+    expect(read(fresh, 0, 16)).toEqual(after.slice(0, 16));
+    expect(read(old, 0, 16)).toEqual(before.slice(0, 16));
+    old.release();
+    fresh.release();
+    await store.close();
+  });
+
   test('a local file is served as it is, stays out of the ledger, and cannot be dropped; one of another size is refused', async () => {
     const rootDir = scratchDir();
     const { store } = await openStore({ rootDir: `${rootDir}/store` });
