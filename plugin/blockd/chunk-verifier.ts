@@ -5,7 +5,7 @@
 import { hash } from 'node:crypto';
 import { AppError } from '../base/errors.ts';
 import { FETCH_UNIT_BYTES, MAX_BLOB_BYTES } from '../base/limits.ts';
-import { SECTOR_BYTES } from '../base/units.ts';
+import { MIB, SECTOR_BYTES } from '../base/units.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import { MissingList } from '../file/file.ts';
 import type { BlobHandle } from '../file/store/blob-handle.ts';
@@ -20,6 +20,12 @@ const MAX_ROUNDS = 16;
 /** Converters that wrote the same blob wrote the same list; more is somebody's game. */
 const MAX_LISTS = 4;
 
+/**
+ * All lists in memory: digests of 512 GiB in chunks of 64 KiB. Hostile images may name a list of the largest size for each layer; they
+ * are refused before the node's memory is gone.
+ */
+const MAX_TOTAL_BYTES = 256 * MIB;
+
 interface Known {
   list: Buffer;
   chunkBytes: number;
@@ -30,6 +36,13 @@ interface Known {
 export class ChunkVerifier {
   /** By blob, then by the list's digest: two manifests may name different lists of one blob, and one of them may lie. */
   private readonly known = new Map<number, Map<string, Known>>();
+  private readonly maxTotalBytes: number;
+  /** Of the lists that are known or being fetched. */
+  private totalBytes = 0;
+
+  constructor(maxTotalBytes = MAX_TOTAL_BYTES) {
+    this.maxTotalBytes = maxTotalBytes;
+  }
 
   /**
    * True when a list of the blob approves the unit's bytes, or the blob has none. A lying list can approve nothing but what its digests
@@ -41,14 +54,37 @@ export class ChunkVerifier {
     for (const known of lists.values()) if (approves(known, unitIndex, bytes)) return true;
     return false;
   }
+
   /**
    * Fetches and checks a blob's list, so that everything fetched from then on is checked. Nothing to do without a list. Errors:
-   * InvalidArgument (a list that cannot belong to the blob), DataLoss (the list or the bytes beside it are not what their digests name).
+   * InvalidArgument (a list that cannot belong to the blob), DataLoss (the list or the bytes beside it are not what their digests name),
+   * ResourceExhausted (too many lists in use).
    */
   async load(handle: BlobHandle, parts: { store: ChunkStore; scheduler: FetchScheduler }, signal: AbortSignal): Promise<void> {
     const { chunkList, digest } = handle.source;
     if (chunkList === undefined || handle.isVerified || this.known.get(handle.blobId)?.has(chunkList.digest)) return;
     const coveredBytes = checkedCover(handle.source, chunkList);
+    const what = `lists in use take ${this.totalBytes} of ${this.maxTotalBytes} bytes, and this one ${chunkList.sizeBytes}`;
+    if (this.totalBytes + chunkList.sizeBytes > this.maxTotalBytes)
+      throw new AppError('ResourceExhausted', { op: 'read chunk list of', subject: digest, what });
+    this.totalBytes += chunkList.sizeBytes;
+    let isKept = false;
+    try {
+      isKept = await this.loadCounted(handle, chunkList, coveredBytes, parts, signal);
+    } finally {
+      if (!isKept) this.totalBytes -= chunkList.sizeBytes;
+    }
+  }
+
+  /** True when the list is remembered; false when somebody else's call remembered it meanwhile. */
+  private async loadCounted(
+    handle: BlobHandle,
+    chunkList: NonNullable<BlobSource['chunkList']>,
+    coveredBytes: number,
+    parts: { store: ChunkStore; scheduler: FetchScheduler },
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const { digest } = handle.source;
     const range = { offsetBytes: chunkList.offsetBytes, lengthBytes: chunkList.sizeBytes };
     const list = await readRange(handle, range, parts.scheduler, signal);
     if (`sha256:${hash('sha256', list, 'hex')}` !== chunkList.digest) {
@@ -58,13 +94,16 @@ export class ChunkVerifier {
     const known = { list, chunkBytes: chunkList.chunkBytes, coveredBytes };
     await verifyNeighbours(handle, range.offsetBytes, known, parts, signal);
     const lists = this.known.get(handle.blobId) ?? new Map<string, Known>();
+    if (lists.has(chunkList.digest)) return false;
     if (lists.size >= MAX_LISTS)
       throw new AppError('ResourceExhausted', { op: 'read chunk list of', subject: digest, what: `${MAX_LISTS} lists are named for it` });
     this.known.set(handle.blobId, lists.set(chunkList.digest, known));
+    return true;
   }
 
   /** Forgets a blob that nothing refers to any more. */
   forget(blobId: number): void {
+    for (const { list } of this.known.get(blobId)?.values() ?? []) this.totalBytes -= list.length;
     this.known.delete(blobId);
   }
 }

@@ -118,4 +118,22 @@ describe('ChunkVerifier', () => {
       handle.release();
     }
   });
+
+  it('refuses lists beyond what the node spares for them, until others are forgotten', async () => {
+    const blobs = [sealedBlob(4 * FETCH_UNIT_BYTES), sealedBlob(4 * FETCH_UNIT_BYTES)];
+    const chunks = new ChunkVerifier(4 * 32);
+    const parts = await fetching((offset, length) => Buffer.alloc(length, offset));
+    const handles = [];
+    for (const { bytes, source } of blobs) {
+      const handle = await parts.store.acquire(source);
+      for (let at = 0; at < bytes.length; at += FETCH_UNIT_BYTES)
+        await parts.store.write(handle, at, bytes.subarray(at, at + FETCH_UNIT_BYTES), await parts.store.reserve(FETCH_UNIT_BYTES));
+      handles.push(handle);
+    }
+    await chunks.load(handles[0]!, parts, signal);
+    await expect(chunks.load(handles[1]!, parts, signal)).rejects.toMatchObject({ code: 'ResourceExhausted' });
+    chunks.forget(handles[0]!.blobId);
+    await chunks.load(handles[1]!, parts, signal);
+    for (const handle of handles) handle.release();
+  });
 });
