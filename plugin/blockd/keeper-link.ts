@@ -55,14 +55,14 @@ export class KeeperLink {
   }
 
   private receive1(device: string): number {
-    const received = receiveDescriptor(DESCRIPTOR_SOCKET_FD, DESCRIPTOR_LIMIT_MS);
-    if (received?.name === device) return received.fd;
-    if (received !== undefined) fs.closeSync(received.fd);
-    throw new AppError('Internal', {
-      op: 'receive descriptor of',
-      subject: device,
-      what: `got ${received?.name ?? 'none'} from the keeper`,
-    });
+    for (;;) {
+      const received = receiveDescriptor(DESCRIPTOR_SOCKET_FD, DESCRIPTOR_LIMIT_MS);
+      if (received === undefined)
+        throw new AppError('Internal', { op: 'receive descriptor of', subject: device, what: 'the keeper sent none' });
+      if (received.name === device) return received.fd;
+      // Of a request whose answer came too late: left there, it would be taken for the next one's, and so on for ever.
+      fs.closeSync(received.fd);
+    }
   }
 
   private ask(request: Request): Promise<FromKeeper & { op: 'reply' }> {
