@@ -24,7 +24,7 @@ export function createRegistryRanges(config: Config, logger: Logger): FetchRange
 
 /** A fetch function over the registry. A blob without a repository is NotFound. */
 export function registryRanges(client: RegistryClient): FetchRange {
-  return async (source, offsetBytes, lengthBytes, { signal, avoidMirrors, servedBy, onProgress }) => {
+  return async (source, offsetBytes, lengthBytes, { signal, avoidMirrors, servedBy, onProgress, target }) => {
     let failure: unknown = new AppError('NotFound', {
       op: 'fetch range of',
       subject: source.digest,
@@ -38,7 +38,7 @@ export function registryRanges(client: RegistryClient): FetchRange {
           source.sizeBytes,
           offsetBytes,
           lengthBytes,
-          avoidMirrors === undefined ? { signal, onProgress } : { signal, avoidMirrors, onProgress },
+          avoidMirrors === undefined ? { signal, onProgress, target } : { signal, avoidMirrors, onProgress, target },
         );
         servedBy(mirror);
         return bytes;

@@ -23,6 +23,8 @@ export interface RangeOptions {
   readonly avoidMirrors?: readonly string[];
   /** Called with each piece of the answer: a slow link is not a stuck one. Must return quickly. */
   readonly onProgress?: () => void;
+  /** As long as the range: the bytes go there, and it is returned. Not to be read or used again when the fetch fails. */
+  readonly target?: Uint8Array<ArrayBuffer>;
   /** Milliseconds for all mirrors together. Default: 30 s and the length at 32 KiB/s. */
   readonly timeoutMs?: number;
 }
@@ -78,7 +80,8 @@ export class RangeReader {
     options: RangeOptions,
   ): Promise<RangeResult> {
     checkArguments(repository, digest, sizeBytes, offset, length);
-    const target = new Uint8Array(Buffer.allocUnsafeSlow(length).buffer as ArrayBuffer);
+    const target = options.target ?? new Uint8Array(Buffer.allocUnsafeSlow(length).buffer as ArrayBuffer);
+    assert(target.length === length, 'the target is as long as the range');
     if (length === 0) return { bytes: target, mirror: '' };
     const routeKey = `${repository.host}\n${repository.repository}\n${digest}`;
     // A name that has a route was checked when it was made.

@@ -14,6 +14,7 @@ import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
 import type { ChunkStore } from '../../file/store/chunk-store.ts';
 import type { BlobFetches } from './blob-fetches.ts';
+import { BufferPool } from './buffer-pool.ts';
 import type { Fetch, Waiter } from './fetch.ts';
 import type { FetchQueue, HostGroup } from './fetch-queue.ts';
 import { FetchCounters, LatencyHistogram } from './fetch-stats.ts';
@@ -49,6 +50,7 @@ export class FetchRunner {
   readonly latency = new LatencyHistogram();
   private readonly options: RunnerOptions;
   private readonly queue: FetchQueue;
+  private readonly buffers = new BufferPool();
   /** Oldest start first. */
   private readonly running = new Set<Fetch>();
   /** Everything under way that close() waits for. */
@@ -101,19 +103,22 @@ export class FetchRunner {
       if (reservation === undefined && fetch.priority === 'fill') {
         throw fetchError('ResourceExhausted', fetch, 'the store has no room, and only readers are worth memory');
       }
-      const bytes = await this.request(fetch);
+      const target = this.buffers.take(lengthBytes);
+      const bytes = await this.request(fetch, target);
       if (blob.isGone) throw fetchError('Canceled', fetch, 'nobody reads the blob any more');
       if (bytes.length !== lengthBytes) throw fetchError('DataLoss', fetch, `${bytes.length} bytes came instead of ${lengthBytes}`);
       this.counters.addBytes(fetch.startedAs, lengthBytes);
       blob.counters.addBytes(fetch.startedAs, lengthBytes);
       await store.write(blob.handle, fetch.offsetBytes, bytes, reservation);
+      // After a failure a body may still come in, so only buffers of good fetches are used again.
+      if (bytes === target) this.buffers.give(target);
     } finally {
       reservation?.release();
     }
   }
 
   /** The request itself; settles at once when it is aborted, whatever fetchRange does. */
-  private request(fetch: Fetch): Promise<Uint8Array> {
+  private request(fetch: Fetch, target: Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
     const { blob } = fetch;
     const nowMs = this.options.clock.monotonicMs();
     const controller = new AbortController();
@@ -142,7 +147,7 @@ export class FetchRunner {
         blob.mirrors.set(fetch.firstUnit, fetch.endUnit, mirror);
       };
       const { signal } = controller;
-      const options = { signal, attempt: fetch.attempt, avoidMirrors: fetch.avoidMirrors, servedBy, onProgress };
+      const options = { signal, attempt: fetch.attempt, avoidMirrors: fetch.avoidMirrors, servedBy, onProgress, target };
       this.options.fetchRange(blob.source, fetch.offsetBytes, fetch.lengthBytes, options).then(resolve, reject);
     });
   }
@@ -344,8 +349,8 @@ export class FetchRunner {
   private async runProbe(group: HostGroup, fetch: Fetch, probe: AbortController): Promise<void> {
     const signal = AbortSignal.any([probe.signal, fetch.blob.gone.signal, this.stop.signal]);
     const ignore = (): void => {};
-    const options = { signal, attempt: fetch.attempt + 1, servedBy: ignore, onProgress: ignore };
     const lengthBytes = Math.min(FETCH_UNIT_BYTES, fetch.lengthBytes);
+    const options = { signal, attempt: fetch.attempt + 1, servedBy: ignore, onProgress: ignore, target: new Uint8Array(lengthBytes) };
     try {
       await until(this.options.fetchRange(fetch.blob.source, fetch.offsetBytes, lengthBytes, options), signal);
     } catch (error) {

@@ -13,6 +13,8 @@ export interface FetchOptions {
   avoidMirrors?: readonly string[];
   /** To be told which mirror answers, before the bytes are returned. */
   servedBy: (mirror: string) => void;
+  /** A buffer of the range's length that may be used for the answer; nobody may write to it after the promise has settled well. */
+  target: Uint8Array<ArrayBuffer>;
   /** To be called when bytes arrive; a request without any for long is taken for stuck. */
   onProgress: () => void;
 }
