@@ -2,7 +2,7 @@
  * Tables of the control plane's database, for typed queries. The SQL that makes them is in `migrations/`; a test keeps both equal.
  * Times are microseconds since the Unix epoch (containerd compares them with its own clock, so milliseconds are too coarse).
  */
-import { type AnySQLiteColumn, index, integer, sqliteTable, text } from 'drizzle-orm/sqlite-core';
+import { type AnySQLiteColumn, index, integer, primaryKey, sqliteTable, text } from 'drizzle-orm/sqlite-core';
 
 export const snapshots = sqliteTable(
   'snapshots',
@@ -27,6 +27,8 @@ export const snapshots = sqliteTable(
     accelerated: text('accelerated'),
     /** The artifact (manifest) that `accelerated` was taken from. */
     artifactDigest: text('artifact_digest'),
+    /** The image whose twin the artifact is; null when the artifact itself was pulled. */
+    baseDigest: text('base_digest'),
     /** True for an active snapshot into which a layer blob is being unpacked apart from its parents. */
     isolated: integer('isolated', { mode: 'boolean' }).notNull().default(false),
     /** Why the snapshot cannot be used; null: it can. */
@@ -47,6 +49,8 @@ export const resolutions = sqliteTable('resolutions', {
   image: text('image').notNull(),
   /** The manifest that was judged; null when none could be had. */
   artifactDigest: text('artifact_digest'),
+  /** The image whose twin was judged; null when the image itself was. */
+  baseDigest: text('base_digest'),
   /** Layers 0 … n-1 are served lazily; 0: the image is pulled ordinarily. */
   lazyLayers: integer('lazy_layers').notNull(),
   totalLayers: integer('total_layers').notNull(),
@@ -71,3 +75,43 @@ export const events = sqliteTable(
   },
   (table) => [index('events_subject').on(table.subject)],
 );
+
+/** Every digest that something here is made of. */
+export const neededDigests = sqliteTable('needed_digests', {
+  id: integer('id').primaryKey(),
+  digest: text('digest').notNull().unique(),
+  /** When a resolution last counted on it; a young one stays although no snapshot needs it yet. */
+  touchedUs: integer('touched_us').notNull(),
+});
+
+/** Manifests and blobs without which a snapshot cannot be read. */
+export const snapshotNeeds = sqliteTable(
+  'snapshot_needs',
+  {
+    snapshotId: integer('snapshot_id')
+      .notNull()
+      .references(() => snapshots.id, { onDelete: 'cascade' }),
+    digestId: integer('digest_id')
+      .notNull()
+      .references(() => neededDigests.id),
+  },
+  (table) => [primaryKey({ columns: [table.snapshotId, table.digestId] }), index('snapshot_needs_digest').on(table.digestId)],
+);
+
+/** Blobs of devices that may be open; a device outlives its snapshots while the kernel holds it. */
+export const deviceNeeds = sqliteTable(
+  'device_needs',
+  {
+    deviceId: text('device_id').notNull(),
+    digestId: integer('digest_id')
+      .notNull()
+      .references(() => neededDigests.id),
+  },
+  (table) => [primaryKey({ columns: [table.deviceId, table.digestId] }), index('device_needs_digest').on(table.digestId)],
+);
+
+/** Which connection of blockd each mounted image stands on; a mount on another one is dead. */
+export const deviceMounts = sqliteTable('device_mounts', {
+  deviceId: text('device_id').primaryKey(),
+  connection: text('connection').notNull(),
+});

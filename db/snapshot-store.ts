@@ -26,6 +26,7 @@ export interface NewSnapshot {
   deviceId?: string | null;
   accelerated?: string | null;
   artifactDigest?: string | null;
+  baseDigest?: string | null;
   isolated?: boolean;
 }
 
@@ -47,6 +48,7 @@ function selectRows(database: Database) {
       deviceId: snapshots.deviceId,
       accelerated: snapshots.accelerated,
       artifactDigest: snapshots.artifactDigest,
+      baseDigest: snapshots.baseDigest,
       isolated: snapshots.isolated,
       brokenReason: snapshots.brokenReason,
       parentKey: parent.key,
@@ -203,6 +205,7 @@ export class SnapshotStore {
       usageBytes: number;
       accelerated: string | null;
       artifactDigest: string | null;
+      baseDigest: string | null;
       brokenReason: string | null;
     },
   ): void {

@@ -18,17 +18,9 @@ import { BlockdClient } from './blockd/client.ts';
 import { listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
 import { startConversion } from './main/convert.ts';
+import { createImageResolver } from './main/image-resolver.ts';
 import { Materializer } from './main/materialize.ts';
-import { RegistryClient } from './registry/client.ts';
-import { dockerConfigSource } from './registry/docker-config.ts';
-import { parseReference, referenceObject } from './registry/reference.ts';
-import {
-  type BlockDevices,
-  type ImageMounter,
-  type ImageResolver,
-  type SnapshotterService,
-  startSnapshotter,
-} from './snapshotter/service.ts';
+import { type BlockDevices, type ImageMounter, type SnapshotterService, startSnapshotter } from './snapshotter/service.ts';
 
 /** Of Prepare's deadline, the share that resolving may take; the rest is for answering. */
 const RESOLVE_SHARE = 0.7;
@@ -50,32 +42,10 @@ function blockDevices(client: BlockdClient): BlockDevices {
   };
 }
 
-function imageResolver(config: Config, logger: Logger): ImageResolver {
-  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
-  const client = new RegistryClient({
-    hostsDirs: [hostsDir],
-    plainHttpHosts: plainHttp,
-    logger,
-    headersTimeoutMs: responseTimeoutMs,
-    bodyIdleTimeoutMs: stallTimeoutMs,
-    ...(dockerConfig === undefined ? {} : { credentials: dockerConfigSource(dockerConfig) }),
-  });
-  return {
-    parseReference(text) {
-      const { host, repository } = parseReference(text);
-      return { host, repository };
-    },
-    async resolveManifest(text, digest, signal) {
-      const reference = parseReference(text);
-      const { descriptor, bytes } = await client.getManifest(reference, digest ?? referenceObject(reference), { signal });
-      return { manifestBytes: bytes, digest: descriptor.digest, mediaType: descriptor.mediaType };
-    },
-  };
-}
-
 /** Wires and starts the control plane. Errors: those of its parts; blockd and the registry may be away. */
 async function startSidecar(config: Config, blockd: BlockdClient, logger: Logger): Promise<SnapshotterService> {
   const { prepareDeadlineMs, socket, mountOptions, remapIds } = config.snapshotter;
+  const { enabled: isEnabled, prefer, lookupBudgetMs, negativeTtlMs, trusted, elsewhere } = config.twins;
   return startSnapshotter(
     {
       rootDir: config.paths.root,
@@ -84,11 +54,12 @@ async function startSidecar(config: Config, blockd: BlockdClient, logger: Logger
       resolveDeadlineMs: prepareDeadlineMs * RESOLVE_SHARE,
       mountOptions,
       remapIds,
+      twins: { isEnabled, prefer, lookupBudgetMs, negativeTtlMs, trusted, elsewhere },
     },
     {
       devices: blockDevices(blockd),
       mounter: imageMounter(config.blockd.readAheadKib),
-      resolver: imageResolver(config, logger),
+      resolver: createImageResolver(config, logger),
       logger,
     },
   );
@@ -151,7 +122,10 @@ async function main(): Promise<void> {
       );
   };
   process.on('SIGTERM', () => stop(false));
-  process.on('SIGINT', () => stop(false));
+  // Ctrl-C goes to all three processes; the keeper ends the others in their order.
+  process.on('SIGINT', () => {
+    if (!process.connected) stop(false);
+  });
   process.on('disconnect', () => stop(false));
   process.on('message', (message: FromKeeper) => {
     if (message.op === 'ping') tellKeeper({ op: 'pong', id: message.id });

@@ -6,6 +6,7 @@
  * A device is in use until the kernel releases its connection: containers and private mount namespaces keep it alive after our unmount,
  * so blobs are given back on release and never before.
  */
+import { randomUUID } from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import type { Clock } from '../base/clock.ts';
@@ -38,6 +39,8 @@ export interface DeviceStatus {
   state: DeviceState;
   detail: string | null;
   devicePath: string;
+  /** Names the connection behind the path; what is mounted from an earlier one is dead. */
+  connection: string;
   sizeBytes: number;
   layerCount: number;
   waiting: number;
@@ -52,6 +55,7 @@ interface Attachment {
   instance: string;
   spec: DeviceSpec;
   devicePath: string;
+  connection: string;
   state: DeviceState;
   detail: string | null;
   opening: Promise<void>;
@@ -108,12 +112,12 @@ export class Devices {
     const held = new Set(await keeper.list());
     const mounted = new Set(await mountPoints());
     const openings: Promise<void>[] = [];
-    for (const { instance, spec } of await specFiles.load(log)) {
+    for (const { instance, spec, connection } of await specFiles.load(log)) {
       // Without a connection (a reboot) nobody can read the device: it is attached anew when a container needs it.
       if (!held.delete(instance)) await specFiles.remove(instance);
       else {
         const isDetached = !mounted.has(this.pathOf(instance));
-        openings.push(this.begin(instance, spec, { isTakenOver: true, isDetached }).opening);
+        openings.push(this.begin(instance, spec, { isTakenOver: true, isDetached, connection }).opening);
       }
     }
     for (const orphan of held) void this.closeOrphan(orphan);
@@ -188,11 +192,12 @@ export class Devices {
     else if (message.type === 'gone') void this.release(attachment, message.slot);
   }
 
-  private begin(instance: string, spec: DeviceSpec, how: { isTakenOver: boolean; isDetached: boolean }): Attachment {
+  private begin(instance: string, spec: DeviceSpec, how: { isTakenOver: boolean; isDetached: boolean; connection?: string }): Attachment {
     const attachment: Attachment = {
       instance,
       spec,
       devicePath: this.pathOf(instance),
+      connection: how.connection ?? randomUUID(),
       state: 'opening',
       detail: null,
       opening: Promise.resolve(),
@@ -216,7 +221,7 @@ export class Devices {
     try {
       const device = await OpenDevice.open(instance, spec, this.options, abort.signal);
       attachment.device = device;
-      await specFiles.save({ instance, spec });
+      await specFiles.save({ instance, spec, connection: attachment.connection });
       this.serve(attachment, device, await keeper.open(instance, attachment.devicePath), { isTakenOver: false });
     } catch (error) {
       attachment.device?.close();
@@ -341,7 +346,7 @@ export class Devices {
   }
 
   private statusOf(attachment: Attachment): DeviceStatus {
-    const { instance, spec, state, detail, devicePath, device } = attachment;
+    const { instance, spec, state, detail, devicePath, connection, device } = attachment;
     const totals = { presentBytes: 0, accessedBytes: 0, blobBytes: 0 };
     for (const handle of device === undefined || device.closed.aborted ? [] : device.handles) {
       const counts = handle.counts();
@@ -356,6 +361,7 @@ export class Devices {
       state,
       detail,
       devicePath,
+      connection,
       sizeBytes: device?.sizeBytes ?? 0,
       layerCount: spec.layers.length,
       waiting: device?.waiting ?? 0,

@@ -16,6 +16,8 @@ const MAX_SPEC_BYTES = 4 * 1024 * 1024;
 export interface StoredDevice {
   instance: string;
   spec: DeviceSpec;
+  /** Names this one connection, also after restarts of the data plane. */
+  connection: string;
 }
 
 /** Checks a spec from outside. Throws InvalidArgument naming the field. */
@@ -39,7 +41,7 @@ export class SpecFiles {
   }
 
   async save(device: StoredDevice): Promise<void> {
-    await writeDurably(this.pathOf(device.instance), JSON.stringify(device.spec));
+    await writeDurably(this.pathOf(device.instance), JSON.stringify({ ...device.spec, connection: device.connection }));
   }
 
   async remove(instance: string): Promise<void> {
@@ -58,8 +60,10 @@ export class SpecFiles {
         const { size } = await fs.stat(filePath);
         if (size > MAX_SPEC_BYTES)
           throw new AppError('InvalidArgument', { op: 'read', subject: filePath, what: `${size} bytes, limit ${MAX_SPEC_BYTES}` });
-        const spec = parseDeviceSpec(JSON.parse(await fs.readFile(filePath, 'utf8')), filePath);
-        devices.push({ instance: name.slice(0, -'.json'.length), spec });
+        const content = JSON.parse(await fs.readFile(filePath, 'utf8')) as { connection?: unknown } | null;
+        const spec = parseDeviceSpec(content, filePath);
+        const connection = typeof content?.connection === 'string' ? content.connection : '';
+        devices.push({ instance: name.slice(0, -'.json'.length), spec, connection });
       } catch (error) {
         log.error({ file: filePath, reason: describeError(error) }, 'device file is damaged; set aside as .bad');
         await fs.rename(filePath, `${filePath}.bad`);

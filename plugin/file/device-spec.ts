@@ -55,7 +55,8 @@ export type DeviceSpec = z.infer<typeof deviceSpecSchema>;
 export function deviceIdOf(layers: readonly LayerSpec[]): string {
   const hash = createHash('sha256');
   for (const layer of layers) {
-    hash.update(layer.kind === 'full' ? `full ${layer.blob.digest}\n` : `index ${layer.meta.digest} ${layer.target.digest}\n`);
+    if (layer.kind === 'full') hash.update(`full ${layer.blob.digest}\n`);
+    else hash.update(`index ${layer.meta.digest} ${layer.target.digest} ${layer.gzipIndex?.digest ?? ''}\n`);
   }
   return hash.digest('hex').slice(0, 32);
 }

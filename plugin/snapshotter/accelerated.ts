@@ -4,13 +4,15 @@ import { z } from 'zod';
 import { isDigest } from '../base/digest.ts';
 import { AppError } from '../base/errors.ts';
 import { MAX_LAYERS } from '../base/limits.ts';
-import { type DeviceSpec, deviceIdOf, layerSpecSchema } from '../file/device-spec.ts';
+import { type BlobSource, type DeviceSpec, deviceIdOf, type LayerSpec, layerSpecSchema } from '../file/device-spec.ts';
 
 const acceleratedSchema = z.object({
   /** The image as it was pulled; for people and for the registry's host. */
   image: z.string().max(512),
   /** The manifest that the layers were taken from; null when only labels were at hand. */
   artifact: z.string().refine(isDigest, 'not a digest').nullable(),
+  /** The ordinary image that was pulled, when the artifact is its twin. */
+  base: z.string().refine(isDigest, 'not a digest').nullable().default(null),
   /** The complete device, bottom to top, up to and with this snapshot's own layer. */
   layers: z.array(layerSpecSchema).min(1).max(MAX_LAYERS),
 });
@@ -28,8 +30,21 @@ export function decodeAccelerated(text: string, key: string): Accelerated {
   throw new AppError('DataLoss', { op: 'read snapshot', subject: key, what: `its list of layers is malformed: ${parsed.error.message}` });
 }
 
+/** Every digest without which the snapshot cannot be read: manifests, blobs, original layers, metadata files. */
+export function needsOf(value: Accelerated): Set<string> {
+  const needs = new Set(value.layers.flatMap((layer) => blobsOfLayer(layer).map((blob) => blob.digest)));
+  for (const manifest of [value.artifact, value.base]) if (manifest !== null) needs.add(manifest);
+  return needs;
+}
+
+/** The blobs of one layer. */
+export function blobsOfLayer(layer: LayerSpec): BlobSource[] {
+  if (layer.kind === 'full') return [layer.blob];
+  return layer.gzipIndex === undefined ? [layer.meta, layer.target] : [layer.meta, layer.gzipIndex, layer.target];
+}
+
 /**
- * The device of a snapshot. Equal layers share one, with one exception: layers in local files die with their snapshots, so a device
+ * The device of a snapshot. Equal layers share one, with one exception: downloaded layers die with their snapshots, so a device
  * over them belongs to these files alone.
  */
 export function deviceSpecOf(value: Accelerated): DeviceSpec {

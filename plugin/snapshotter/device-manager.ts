@@ -5,9 +5,13 @@
  *   acquire ─► pin ─► attach ─► mount ─► (caller inserts its row) ─► unpin
  *   last row gone ─► after a while, still no row and no pin ─► unmount ─► detach
  *
+ * An image stays mounted on the connection that blockd had when it was mounted. When that is lost (the keeper died and nobody kept its
+ * descriptors), blockd answers another one, and the image is mounted anew.
+ *
  * Killed anywhere, the start-up reconciliation finds mounts and devices without rows and closes them.
  */
 
+import type { DependencyStore } from '../../db/dependency-store.ts';
 import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import type { DeviceSpec } from '../file/device-spec.ts';
@@ -24,6 +28,7 @@ export interface DeviceManagerOptions {
   devices: BlockDevices;
   mounter: ImageMounter;
   directories: SnapshotDirectories;
+  dependencies: DependencyStore;
   /** True while the database has a user of the device. */
   isUsed: (deviceId: string) => boolean;
   logger: Logger;
@@ -106,10 +111,14 @@ export class DeviceManager {
 
   /** Closes every device and mount that nobody uses; those that cannot be closed are logged and tried again at the next call. */
   async reconcile(): Promise<void> {
-    const { devices, directories, logger } = this.options;
+    const { devices, directories, dependencies, isUsed, logger } = this.options;
     const known = new Set(await directories.mountPoints());
     try {
-      for (const { id } of await devices.list(AbortSignal.timeout(CLOSE_DEADLINE_MS))) known.add(id);
+      const before = dependencies.devices();
+      const served = new Set((await devices.list(AbortSignal.timeout(CLOSE_DEADLINE_MS))).map(({ id }) => id));
+      for (const id of served) known.add(id);
+      // What blockd has let go and no container names is made of nothing any more. A call under way has a state.
+      for (const id of before) if (!served.has(id) && !isUsed(id) && !this.states.has(id)) dependencies.removeDevice(id);
     } catch (error) {
       if (!isAppError(error)) throw error;
       logger.warn({ reason: describeError(error) }, 'blockd cannot be asked for its devices; unused ones stay open until it can');
@@ -171,21 +180,26 @@ export class DeviceManager {
   }
 
   private async open(spec: DeviceSpec): Promise<void> {
-    const { devices, mounter, directories, logger } = this.options;
+    const { devices, mounter, directories, dependencies, logger } = this.options;
     const signal = AbortSignal.timeout(this.options.openDeadlineMs);
     const target = directories.mountPoint(spec.id);
     const isMounted = await mounter.isMounted(target);
     let devicePath: string;
+    let connection: string;
     try {
-      ({ devicePath } = await devices.attach(spec, signal));
+      ({ devicePath, connection } = await devices.attach(spec, signal));
     } catch (error) {
       // The keeper holds the device while blockd is being replaced: what is mounted works.
       if (!isMounted || !isAppError(error, 'Unavailable', 'DeadlineExceeded')) throw error;
       logger.warn({ device: spec.id, reason: describeError(error) }, 'blockd is away; the mounted device is used as it is');
       return;
     }
-    if (isMounted) return;
+    const before = dependencies.mountOf(spec.id);
+    if (isMounted && before === connection) return;
+    if (isMounted) logger.warn({ device: spec.id, image: spec.image }, 'the mounted device lost its connection; mounting it anew');
+    dependencies.setMount(spec.id, undefined);
     const { fsType, loopDevice } = await mounter.mount({ devicePath, target }, signal);
+    dependencies.setMount(spec.id, connection);
     logger.info({ device: spec.id, image: spec.image, fsType, loopDevice }, 'device mounted');
   }
 

@@ -43,7 +43,16 @@ export async function inspectDownloadedLayer(
 ): Promise<DownloadedLayer> {
   const { layer } = pull;
   if (layer === undefined) return { brokenReason: 'the layer lost its overlaybd labels between Prepare and Commit' };
-  if (layer.isIndexOnly) return { brokenReason: 'index-only (TurboOCI) layers are not served by this version' };
+  // The trace that it holds is not of the file system: the image is what lies below.
+  if (layer.isAccelerationLayer) {
+    if (parent?.accelerated === undefined) return { brokenReason: 'an acceleration layer, and the snapshot below it is no block device' };
+    return { accelerated: parent.accelerated };
+  }
+  if (layer.target !== undefined)
+    return {
+      brokenReason:
+        'an index-only (TurboOCI) layer was downloaded; its data is in the original layer, and why that is not read is in the events',
+    };
   const names = await listSome(directory);
   const file = path.join(directory, LAYER_FILE);
   const others = names.filter((name) => name !== LAYER_FILE && name !== CHUNK_LIST_FILE);
@@ -63,5 +72,5 @@ export async function inspectDownloadedLayer(
   if (digests.length !== layers.length || chainIdOf(digests) !== pull.chainRef) {
     return { brokenReason: `the device below this layer is not the one that chain ${pull.chainRef} names` };
   }
-  return { accelerated: { image: pull.image ?? '', artifact: pull.manifestDigest ?? null, layers } };
+  return { accelerated: { image: pull.image ?? '', artifact: pull.manifestDigest ?? null, base: null, layers } };
 }

@@ -1,47 +1,41 @@
 /**
  * Decides, once for a whole image, how many of its layers are served lazily; the rest are pulled ordinarily. The manifest is fetched by
- * digest, every layer is opened by blockd, and the answer is stored with its reason.
+ * digest, every layer is opened by blockd, and the answer is stored with its reason. An ordinary image is served from its twin, if one is
+ * found in time and is what it claims to be.
  *
  *   layers   0 1 2 3 4 5
  *            └lazy┘ └──── first refused layer and all above: ordinary
  */
-import { z } from 'zod';
-import type { ResolutionRow, ResolutionStore } from '../../db/resolution-store.ts';
-import type { SnapshotStore } from '../../db/snapshot-store.ts';
-import { type Digest, isDigest } from '../base/digest.ts';
+import type { Digest } from '../base/digest.ts';
 import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { type BlobSource, deviceIdOf, type LayerSpec, layerSpecSchema } from '../file/device-spec.ts';
-import { type LayerMarks, readLayerMarks } from './labels.ts';
-import { fetchImageManifest, type ImageManifest } from './manifest.ts';
+import { deviceIdOf, type LayerSpec } from '../file/device-spec.ts';
+import type { DecisionStore, ImageDecision } from './decision-store.ts';
+import type { IndexLayers } from './index-layer.ts';
+import { fetchImageManifest } from './manifest.ts';
 import type { BlockDevices, ImageResolver } from './ports.ts';
-import { wallTimeUs } from './wall-time.ts';
+import { type Servable, servableLayers } from './served-layers.ts';
+import { TwinFinder, type TwinSearch } from './twin-finder.ts';
+import { type BaseImage, fetchBaseImage, twinLayers } from './twin-layers.ts';
+import type { TwinPolicy } from './twin-policy.ts';
 
-/** A decision holds for one pull even when nothing refers to the artifact yet; later a registry that was away gets another chance. */
-const DECISION_TTL_US = 10 * 60 * 1_000_000;
-
-/** Images that a node sees in months; a row is a few KiB. */
-const MAX_DECISIONS = 2_000;
+export type { ImageDecision } from './decision-store.ts';
 
 /** Pulls that are resolved at once; containerd itself runs fewer. */
 const MAX_IN_FLIGHT = 256;
 
-export interface ImageDecision {
-  image: string;
-  /** The manifest's digest; null when no manifest could be had. */
-  artifact: Digest | null;
-  totalLayers: number;
-  /** The layers that are served lazily, bottom to top: 0 … lazyLayers.length-1 of the image. */
-  lazyLayers: LayerSpec[];
-  /** Why not more; null when all layers are lazy. */
-  reason: string | null;
-}
+/** Images whose last search for a twin ran into trouble; beyond it, the oldest are forgotten and wait for their time like others. */
+const MAX_TROUBLED = 1_000;
+
+/** Characters of a reason; refusals name digests and repositories. */
+const MAX_REASON_CHARS = 2_000;
 
 export interface ImageDeciderOptions {
   resolver: ImageResolver;
   devices: BlockDevices;
-  snapshots: SnapshotStore;
-  resolutions: ResolutionStore;
+  indexLayers: IndexLayers;
+  decisions: DecisionStore;
+  twins: TwinPolicy;
   logger: Logger;
   /** How long manifest and layer checks may take together; then the pull is ordinary. */
   deadlineMs: number;
@@ -49,76 +43,46 @@ export interface ImageDeciderOptions {
   onDecided: (decision: ImageDecision) => void;
 }
 
-const layersSchema = z.array(layerSpecSchema);
-
-/** Where the bytes of a layer come from. */
-export function blobOf(marks: LayerMarks, source: { host: string; repository: string }): BlobSource {
-  const { blobDigest, blobSizeBytes, chunkList } = marks;
-  const blob = { digest: blobDigest, sizeBytes: blobSizeBytes, repositories: [source] };
-  return chunkList === undefined ? blob : { ...blob, chunkList };
-}
-
-/** The longest run of layers from the bottom whose annotations say that they can be served, and why it ends. */
-function candidatesOf(
-  manifest: ImageManifest,
-  source: { host: string; repository: string },
-): { layers: LayerSpec[]; reason: string | null } {
-  const layers: LayerSpec[] = [];
-  for (const [index, layer] of manifest.layers.entries()) {
-    const refuse = (what: string) => ({ layers, reason: `layer ${index} (${layer.digest}): ${what}` });
-    let marks: ReturnType<typeof readLayerMarks>;
-    try {
-      marks = readLayerMarks(layer.annotations);
-    } catch (error) {
-      if (!isAppError(error, 'InvalidArgument')) throw error;
-      return refuse(error.message);
-    }
-    if (marks === undefined) return refuse('an ordinary layer, without overlaybd annotations');
-    if (marks.isIndexOnly) return refuse('index-only (TurboOCI) layers are not served lazily by this version');
-    if (marks.isAccelerationLayer) return refuse('an acceleration layer holds no file system');
-    if (marks.wantsDownload) return refuse('its annotation asks for a download');
-    if (marks.blobDigest !== layer.digest || marks.blobSizeBytes !== layer.sizeBytes) {
-      return refuse(
-        `its annotations name ${marks.blobDigest} of ${marks.blobSizeBytes} bytes, its descriptor says ${layer.sizeBytes} bytes`,
-      );
-    }
-    layers.push({ kind: 'full', blob: blobOf(marks, source) });
-  }
-  return { layers, reason: null };
-}
-
 export class ImageDecider {
   private readonly options: ImageDeciderOptions;
+  private readonly finder: TwinFinder;
   private readonly inFlight = new Map<string, Promise<ImageDecision>>();
+  /** Ordinary images for which it could not be found out whether they have a twin. */
+  private readonly troubled = new Set<string>();
 
   constructor(options: ImageDeciderOptions) {
     this.options = options;
+    this.finder = new TwinFinder(options.resolver, options.twins);
   }
 
   /**
-   * The decision for an image; made now, or as it was made at the image's first layer. Without a manifest digest the image is known by
-   * its tag only: `layer` then tells whether the tag still names what was decided on. Never fails because of the registry or the
+   * The decision for an accelerated image; made now, or as it was made at the image's first layer. Without a manifest digest the image is
+   * known by its tag only: `layer` then tells whether the tag still names what was decided on. Never fails because of the registry or the
    * image: that is a decision for the ordinary pull, with the reason. Errors: ResourceExhausted.
    */
   async decide(image: string, manifestDigest: Digest | undefined, layer: { index: number; digest: Digest }): Promise<ImageDecision> {
     const subject = manifestDigest ?? image;
-    const stored = this.stored(subject);
+    const stored = await this.options.decisions.get(subject, this.options.twins.negativeTtlMs);
     const lazy = stored?.lazyLayers[layer.index];
-    const hasMoved = manifestDigest === undefined && lazy?.kind === 'full' && lazy.blob.digest !== layer.digest;
-    if (stored !== undefined && !hasMoved) return stored;
-    let work = this.inFlight.get(subject);
-    if (work === undefined) {
-      if (this.inFlight.size >= MAX_IN_FLIGHT) {
-        throw new AppError('ResourceExhausted', {
-          op: 'resolve image',
-          subject: image,
-          what: `${MAX_IN_FLIGHT} images are being resolved`,
-        });
-      }
-      work = this.make(image, manifestDigest).finally(() => this.inFlight.delete(subject));
-      this.inFlight.set(subject, work);
-    }
-    return work;
+    const hasMoved = manifestDigest === undefined && lazy !== undefined && lazy.layerDigest !== layer.digest;
+    if (stored !== undefined && stored.base === null && !hasMoved) return stored;
+    return this.once(subject, image, () => this.make(image, manifestDigest));
+  }
+
+  /**
+   * The decision for an ordinary image: served from its twin, or not. `index` is the layer that is asked for: the lowest one begins a
+   * pull, at which trouble of an earlier search is tried again. Errors: ResourceExhausted, InvalidArgument (the reference).
+   */
+  async decideTwin(image: string, base: Digest, index: number): Promise<ImageDecision> {
+    const own = await this.options.decisions.get(base, 0);
+    // Some of its layers are accelerated: it is what it is, and no base of a twin.
+    if (own !== undefined && own.base === null && own.artifact === base) return own;
+    const { host, repository } = this.options.resolver.parseReference(image);
+    // Whose twin may be used depends on the repository, not on the manifest alone.
+    const subject = `${host}/${repository}@${base}`;
+    const stored = await this.options.decisions.get(subject, this.options.twins.negativeTtlMs);
+    if (stored !== undefined && !(index === 0 && this.troubled.has(subject))) return stored;
+    return this.once(subject, image, () => this.makeTwin(image, base, subject));
   }
 
   /** How many of `layers`, from the bottom, blockd can open. Errors: Unavailable, DeadlineExceeded (it could not be found out). */
@@ -151,55 +115,101 @@ export class ImageDecider {
     return { count: good, reason: `layer ${good}: ${describeError(why)}` };
   }
 
-  private stored(subject: string): ImageDecision | undefined {
-    const row = this.options.resolutions.get(subject);
-    if (row === undefined) return undefined;
-    const ageUs = wallTimeUs() - row.decidedUs;
-    const isFresh = ageUs >= 0 && ageUs < DECISION_TTL_US;
-    const isUsed = row.artifactDigest !== null && this.options.snapshots.isArtifactUsed(row.artifactDigest);
-    if (!isFresh && !isUsed) return undefined;
-    return {
-      image: row.image,
-      artifact: isDigest(row.artifactDigest) ? row.artifactDigest : null,
-      totalLayers: row.totalLayers,
-      lazyLayers: layersSchema.parse(JSON.parse(row.layers)),
-      reason: row.reason,
-    };
+  private once(subject: string, image: string, make: () => Promise<ImageDecision>): Promise<ImageDecision> {
+    let work = this.inFlight.get(subject);
+    if (work === undefined) {
+      if (this.inFlight.size >= MAX_IN_FLIGHT) {
+        throw new AppError('ResourceExhausted', {
+          op: 'resolve image',
+          subject: image,
+          what: `${MAX_IN_FLIGHT} images are being resolved`,
+        });
+      }
+      work = make().finally(() => this.inFlight.delete(subject));
+      this.inFlight.set(subject, work);
+    }
+    return work;
+  }
+
+  /** What of the layers blockd can open. */
+  private async opened(image: string, { layers, reason }: Servable, signal: AbortSignal): Promise<Servable> {
+    const specs = layers.map((layer) => layer.spec);
+    const found = await this.openable(image, specs, signal);
+    return { layers: layers.slice(0, found.count), reason: found.reason ?? reason };
   }
 
   private async make(image: string, manifestDigest: Digest | undefined): Promise<ImageDecision> {
-    const signal = AbortSignal.timeout(this.options.deadlineMs);
-    let decision: ImageDecision = { image, artifact: null, totalLayers: 0, lazyLayers: [], reason: null };
+    const { resolver, deadlineMs, decisions } = this.options;
+    const signal = AbortSignal.timeout(deadlineMs);
+    let decision: ImageDecision = { image, artifact: null, base: null, totalLayers: 0, lazyLayers: [], reason: null };
     try {
-      const source = this.options.resolver.parseReference(image);
-      const manifest = await fetchImageManifest(this.options.resolver, image, manifestDigest, signal);
+      const source = resolver.parseReference(image);
+      const manifest = await fetchImageManifest(resolver, image, manifestDigest, signal);
       decision = { ...decision, artifact: manifest.digest, totalLayers: manifest.layers.length };
-      const candidates = candidatesOf(manifest, source);
-      const { count, reason } = await this.openable(image, candidates.layers, signal);
-      decision = { ...decision, lazyLayers: candidates.layers.slice(0, count), reason: reason ?? candidates.reason };
+      const servable = await servableLayers(manifest, source, undefined, this.options, signal);
+      const { layers, reason } = await this.opened(image, servable, signal);
+      decision = { ...decision, lazyLayers: layers, reason };
     } catch (error) {
       if (!isAppError(error) && !signal.aborted) throw error;
       decision = { ...decision, lazyLayers: [], reason: describeError(error) };
     }
-    this.record(manifestDigest ?? image, decision);
+    const subject = manifestDigest ?? image;
+    decisions.put(subject, decision);
+    if (decision.artifact !== null && decision.artifact !== subject) decisions.put(decision.artifact, decision);
+    this.announce(decision);
     return decision;
   }
 
-  private record(subject: string, decision: ImageDecision): void {
-    const row: Omit<ResolutionRow, 'subject'> = {
-      image: decision.image,
-      artifactDigest: decision.artifact,
-      lazyLayers: decision.lazyLayers.length,
-      totalLayers: decision.totalLayers,
-      reason: decision.reason,
-      layers: JSON.stringify(decision.lazyLayers),
-      decidedUs: wallTimeUs(),
-    };
-    const { resolutions, logger, onDecided } = this.options;
-    resolutions.put({ ...row, subject: decision.artifact ?? subject }, MAX_DECISIONS);
-    if (decision.artifact !== null && decision.artifact !== subject) resolutions.put({ ...row, subject }, MAX_DECISIONS);
-    const { image, artifact, totalLayers, reason } = decision;
-    logger.info({ image, artifact, lazyLayers: decision.lazyLayers.length, totalLayers, reason }, 'image resolved');
+  private async makeTwin(image: string, base: Digest, subject: string): Promise<ImageDecision> {
+    const search = await this.finder.find(image, base);
+    let decision: ImageDecision | undefined;
+    if (search.candidates.length > 0) decision = await this.tryCandidates(image, base, search);
+    const reason = search.refusals.length === 0 ? 'it has no accelerated twin' : search.refusals.join('; ').slice(0, MAX_REASON_CHARS);
+    decision ??= { image, artifact: null, base, totalLayers: 0, lazyLayers: [], reason };
+    this.troubled.delete(subject);
+    if (decision.artifact === null && !search.isFinal) this.remember(subject);
+    const { decisions } = this.options;
+    decisions.put(subject, decision);
+    // For people, who know the image by its name.
+    decisions.put(image, decision);
+    this.announce(decision);
+    return decision;
+  }
+
+  private remember(subject: string): void {
+    this.troubled.add(subject);
+    const [oldest] = this.troubled;
+    if (this.troubled.size > MAX_TROUBLED && oldest !== undefined) this.troubled.delete(oldest);
+  }
+
+  /** The first candidate that is what it claims and of which at least one layer can be read; refusals are added to the search. */
+  private async tryCandidates(image: string, base: Digest, search: TwinSearch): Promise<ImageDecision | undefined> {
+    const { resolver, deadlineMs } = this.options;
+    const signal = AbortSignal.timeout(deadlineMs);
+    let original: BaseImage | undefined;
+    for (const candidate of search.candidates) {
+      const name = `${candidate.repository.host}/${candidate.repository.repository}@${candidate.manifest.digest}`;
+      try {
+        original ??= await fetchBaseImage(resolver, image, base, signal);
+        const { layers, reason } = await this.opened(image, await twinLayers(candidate, original, this.options, signal), signal);
+        if (layers.length > 0) {
+          const artifact = candidate.manifest.digest;
+          return { image, artifact, base, totalLayers: original.layers.length, lazyLayers: layers, reason };
+        }
+        search.refusals.push(`${name} cannot be served: ${reason ?? 'it has no layers'}`);
+      } catch (error) {
+        if (!isAppError(error) && !signal.aborted) throw error;
+        search.refusals.push(`${name} is refused: ${describeError(error)}`);
+        if (signal.aborted || isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled')) search.isFinal = false;
+      }
+    }
+    return undefined;
+  }
+
+  private announce(decision: ImageDecision): void {
+    const { logger, onDecided } = this.options;
+    const { image, artifact, base, totalLayers, reason } = decision;
+    logger.info({ image, artifact, base, lazyLayers: decision.lazyLayers.length, totalLayers, reason }, 'image resolved');
     onDecided(decision);
   }
 }

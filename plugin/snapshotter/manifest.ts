@@ -11,13 +11,24 @@ const INDEX_TYPES = new Set(['application/vnd.oci.image.index.v1+json', 'applica
 /** Node's name → Go's. */
 const ARCHITECTURES: Readonly<Record<string, string>> = { x64: 'amd64', ia32: '386', ppc64: 'ppc64le' };
 
+/** The part of the resolver that manifests need. */
+export type ManifestSource = Pick<ImageResolver, 'resolveManifest'>;
+
 const digestSchema = z.string().refine(isDigest, 'not sha256: and 64 hexadecimal digits');
+const sizeSchema = z.int().min(0).max(MAX_BLOB_BYTES);
 const layerSchema = z.object({
   digest: digestSchema,
-  size: z.int().min(0).max(MAX_BLOB_BYTES),
+  size: sizeSchema,
+  mediaType: z.string().max(255).nullish(),
   annotations: z.record(z.string(), z.string()).nullish(),
 });
-const manifestSchema = z.object({ layers: z.array(layerSchema).max(MAX_LAYERS) });
+const manifestSchema = z.object({
+  layers: z.array(layerSchema).max(MAX_LAYERS),
+  config: z.object({ digest: digestSchema, size: sizeSchema }).nullish(),
+  artifactType: z.string().max(255).nullish(),
+  subject: z.object({ digest: digestSchema }).nullish(),
+  annotations: z.record(z.string(), z.string()).nullish(),
+});
 const indexSchema = z.object({
   manifests: z
     .array(
@@ -32,12 +43,20 @@ const indexSchema = z.object({
 export interface ManifestLayer {
   digest: Digest;
   sizeBytes: number;
+  /** Empty when the manifest does not say. */
+  mediaType: string;
   annotations: Readonly<Record<string, string>>;
 }
 
 export interface ImageManifest {
   digest: Digest;
   layers: ManifestLayer[];
+  config: { digest: Digest; sizeBytes: number } | undefined;
+  /** What kind of artifact it says it is; an ordinary image says nothing. */
+  artifactType: string | undefined;
+  /** The manifest that it says it belongs to. */
+  subject: Digest | undefined;
+  annotations: Readonly<Record<string, string>>;
 }
 
 function parse<T>(schema: z.ZodType<T>, bytes: Uint8Array, subject: string): T {
@@ -60,7 +79,7 @@ function parse<T>(schema: z.ZodType<T>, bytes: Uint8Array, subject: string): T {
   throw new AppError('InvalidArgument', { op: 'read manifest', subject, what: `field ${issue?.path.join('.')}: ${issue?.message}` });
 }
 
-async function fetchChecked(resolver: ImageResolver, reference: string, digest: string | undefined, signal: AbortSignal) {
+async function fetchChecked(resolver: ManifestSource, reference: string, digest: string | undefined, signal: AbortSignal) {
   const found = await resolver.resolveManifest(reference, digest, signal);
   const actual = sha256(found.manifestBytes);
   if (actual !== (digest ?? found.digest)) {
@@ -73,33 +92,75 @@ async function fetchChecked(resolver: ImageResolver, reference: string, digest: 
   return { bytes: found.manifestBytes, digest: actual, mediaType: found.mediaType };
 }
 
+/** Entries of one index for one platform: variants of an architecture. */
+const MAX_PLATFORM_ENTRIES = 4;
+
+/** The manifests of an index that run on this machine, in the index's order; at most {@link MAX_PLATFORM_ENTRIES}. */
+function ownEntries(bytes: Uint8Array, digest: Digest): Digest[] {
+  const { manifests } = parse(indexSchema, bytes, digest);
+  return manifests
+    .filter(({ platform }) => platform?.os === 'linux' && platform.architecture === ownArchitecture())
+    .slice(0, MAX_PLATFORM_ENTRIES)
+    .map((entry) => entry.digest as Digest);
+}
+
+/** As image indexes name it. */
+function ownArchitecture(): string {
+  return ARCHITECTURES[os.arch()] ?? os.arch();
+}
+
+function manifestOf(bytes: Uint8Array, digest: Digest): ImageManifest {
+  const { layers, config, artifactType, subject, annotations } = parse(manifestSchema, bytes, digest);
+  return {
+    digest,
+    layers: layers.map((layer) => ({
+      digest: layer.digest as Digest,
+      sizeBytes: layer.size,
+      mediaType: layer.mediaType ?? '',
+      annotations: layer.annotations ?? {},
+    })),
+    config: config == null ? undefined : { digest: config.digest as Digest, sizeBytes: config.size },
+    artifactType: artifactType ?? undefined,
+    subject: subject == null ? undefined : (subject.digest as Digest),
+    annotations: annotations ?? {},
+  };
+}
+
+/**
+ * The manifests that a reference (or digest in its repository) may mean on this machine, one after the other: the manifest itself, or
+ * those of an index that are for this platform. Errors as {@link fetchImageManifest}, but an index without this platform gives none.
+ */
+export async function* fetchPlatformManifests(
+  resolver: ManifestSource,
+  reference: string,
+  digest: Digest | undefined,
+  signal: AbortSignal,
+): AsyncGenerator<ImageManifest, void, void> {
+  const found = await fetchChecked(resolver, reference, digest, signal);
+  if (!INDEX_TYPES.has(found.mediaType)) {
+    yield manifestOf(found.bytes, found.digest);
+    return;
+  }
+  for (const entry of ownEntries(found.bytes, found.digest)) {
+    const { bytes } = await fetchChecked(resolver, reference, entry, signal);
+    yield manifestOf(bytes, entry);
+  }
+}
+
 /**
  * Fetches an image's manifest: by digest if known, else by reference, through an index to this machine's platform.
  * Errors: those of the resolver; InvalidArgument (malformed), NotFound (no such platform), DataLoss (bytes do not match).
  */
 export async function fetchImageManifest(
-  resolver: ImageResolver,
+  resolver: ManifestSource,
   reference: string,
   digest: Digest | undefined,
   signal: AbortSignal,
 ): Promise<ImageManifest> {
-  let found = await fetchChecked(resolver, reference, digest, signal);
-  if (INDEX_TYPES.has(found.mediaType)) {
-    const architecture = ARCHITECTURES[os.arch()] ?? os.arch();
-    const { manifests } = parse(indexSchema, found.bytes, found.digest);
-    const match = manifests.find(({ platform }) => platform?.os === 'linux' && platform.architecture === architecture);
-    if (match === undefined) {
-      throw new AppError('NotFound', {
-        op: 'resolve image',
-        subject: reference,
-        what: `its index has no manifest for linux/${architecture}`,
-      });
-    }
-    found = await fetchChecked(resolver, reference, match.digest, signal);
-  }
-  const { layers } = parse(manifestSchema, found.bytes, found.digest);
-  return {
-    digest: found.digest,
-    layers: layers.map((layer) => ({ digest: layer.digest as Digest, sizeBytes: layer.size, annotations: layer.annotations ?? {} })),
-  };
+  for await (const manifest of fetchPlatformManifests(resolver, reference, digest, signal)) return manifest;
+  throw new AppError('NotFound', {
+    op: 'resolve image',
+    subject: reference,
+    what: `its index has no manifest for linux/${ownArchitecture()}`,
+  });
 }

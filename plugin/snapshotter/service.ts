@@ -1,27 +1,34 @@
 /** The snapshotter's public door: opens everything it owns, puts the disk and the database in agreement, serves, and ends in order. */
 import path from 'node:path';
 import { type Database, openDatabase } from '../../db/database.ts';
+import { DependencyStore, type DigestUser } from '../../db/dependency-store.ts';
 import { type EventRow, EventStore } from '../../db/event-store.ts';
 import { type ResolutionRow, ResolutionStore } from '../../db/resolution-store.ts';
 import { SnapshotStore } from '../../db/snapshot-store.ts';
 import { describeError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import { DecisionStore } from './decision-store.ts';
 import { DeviceManager } from './device-manager.ts';
 import { SnapshotDirectories } from './directories.ts';
 import { Snapshots } from './gen/containerd/services/snapshots/v1/snapshots_pb.ts';
 import { serviceDefinitionOf } from './grpc-adapter.ts';
 import { snapshotsService } from './grpc-service.ts';
-import { ImageDecider } from './image-decider.ts';
+import { ImageDecider, type ImageDecision } from './image-decider.ts';
+import { IndexFiles } from './index-files.ts';
+import { IndexLayers } from './index-layer.ts';
 import { overlayOptions } from './overlay-support.ts';
 import type { BlockDevices, ImageMounter, ImageResolver } from './ports.ts';
 import { reconcileDirectories } from './reconcile.ts';
 import { resolveRemoteLayer } from './remote-layer.ts';
 import { Snapshotter } from './snapshotter.ts';
+import type { TwinPolicy } from './twin-policy.ts';
 import { serveOnSocket } from './unix-server.ts';
 import { UsageMeter } from './usage-meter.ts';
 import { wallTimeUs } from './wall-time.ts';
 
+export type { DigestUser } from '../../db/dependency-store.ts';
 export type { BlockDevices, ImageMounter, ImageResolver } from './ports.ts';
+export type { TwinPolicy } from './twin-policy.ts';
 
 /** Garbage and unused devices that an earlier attempt could not remove are looked for this often. */
 const HOUSEKEEPING_MS = 60_000;
@@ -38,6 +45,8 @@ export interface SnapshotterOptions {
   mountOptions: readonly string[];
   /** Turn user-namespace labels into idmapped mounts. */
   remapIds: boolean;
+  /** Serving ordinary images from their accelerated twins. */
+  twins: TwinPolicy;
   /** How long an unused device stays open, in milliseconds. */
   closeDelayMs?: number;
 }
@@ -61,6 +70,16 @@ export interface SnapshotterService extends AsyncDisposable {
   resolutions(limit: number): ResolutionRow[];
   /** What happened, newest first; of one image or snapshot if named. */
   events(limit: number, subject?: string): EventRow[];
+  /**
+   * Snapshots (containers among them) that cannot be read without a manifest or blob: what deletes it must refuse while there are any.
+   * Oldest first, at most `limit`.
+   */
+  usersOf(digest: string, limit: number): DigestUser[];
+}
+
+/** Which manifest serves an ordinary image. */
+function twinText({ base, artifact }: ImageDecision): string {
+  return base === null ? '' : `, served from ${artifact}`;
 }
 
 /** Opens and serves. Errors: those of openDatabase, SnapshotDirectories and serveOnSocket. The data plane may be away. */
@@ -71,10 +90,13 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
   const snapshots = new SnapshotStore(database);
   const resolutions = new ResolutionStore(database);
   const events = new EventStore(database);
+  const needs = new DependencyStore(database);
+  const indexFiles = new IndexFiles(directories.root, needs);
   const devices = new DeviceManager({
     devices: blockDevices,
     mounter,
     directories,
+    dependencies: needs,
     isUsed: (id) => snapshots.isDeviceUsed(id),
     logger,
     openDeadlineMs: options.prepareDeadlineMs,
@@ -83,12 +105,18 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
   const decider = new ImageDecider({
     resolver,
     devices: blockDevices,
-    snapshots,
-    resolutions,
+    indexLayers: new IndexLayers({ resolver, files: indexFiles }),
+    decisions: new DecisionStore({ resolutions, snapshots, files: indexFiles }),
+    twins: options.twins,
     logger,
     deadlineMs: options.resolveDeadlineMs,
-    onDecided: ({ image, lazyLayers, totalLayers, reason }) => {
-      const message = `${lazyLayers.length} of ${totalLayers} layers are lazy${reason === null ? '' : `: ${reason}`}`;
+    onDecided: (decision) => {
+      const { image, lazyLayers, totalLayers, reason } = decision;
+      const isOrdinary = decision.base !== null && decision.artifact === null;
+      const what = isOrdinary
+        ? 'pulled as an ordinary image'
+        : `${lazyLayers.length} of ${totalLayers} layers are lazy${twinText(decision)}`;
+      const message = reason === null ? what : `${what}: ${reason}`;
       events.append({ atUs: wallTimeUs(), type: 'image-resolved', subject: image, message });
     },
   });
@@ -96,15 +124,18 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
   const snapshotter = new Snapshotter({
     database,
     snapshots,
+    dependencies: needs,
     events,
     directories,
+    indexFiles,
     devices,
     usage,
     logger,
     overlayOptions: [...(await overlayOptions()), ...options.mountOptions],
     remapIds: options.remapIds,
     prepareDeadlineMs: options.prepareDeadlineMs,
-    resolveRemote: (pull, layer, below) => resolveRemoteLayer(pull, layer, below, { decider, resolver, deadlineMs: LABELS_DEADLINE_MS }),
+    resolveRemote: (pull, below) =>
+      resolveRemoteLayer(pull, below, { decider, resolver, deadlineMs: LABELS_DEADLINE_MS, usesTwins: options.twins.isEnabled }),
   });
   try {
     await reconcileDirectories({ snapshots, events, directories, logger });
@@ -138,6 +169,7 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
       database,
       resolutions: (limit) => resolutions.list(limit),
       events: (limit, subject) => events.list(limit, subject),
+      usersOf: (digest, limit) => needs.usersOf(digest, limit),
       [Symbol.asyncDispose]: () => stop({ unmount: false }),
     };
   } catch (error) {

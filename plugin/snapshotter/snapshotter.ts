@@ -7,17 +7,19 @@
 import { randomUUID } from 'node:crypto';
 import fs from 'node:fs/promises';
 import type { Database } from '../../db/database.ts';
+import type { DependencyStore } from '../../db/dependency-store.ts';
 import type { EventStore } from '../../db/event-store.ts';
 import type { SnapshotKind, SnapshotRow, SnapshotStore } from '../../db/snapshot-store.ts';
 import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { type Accelerated, decodeAccelerated, deviceSpecOf, encodeAccelerated } from './accelerated.ts';
+import { type Accelerated, decodeAccelerated, deviceSpecOf, encodeAccelerated, needsOf } from './accelerated.ts';
 import type { DeviceManager } from './device-manager.ts';
 import type { SnapshotDirectories, StagedDirectory } from './directories.ts';
 import { inspectDownloadedLayer } from './downloaded-layer.ts';
 import { parseFilters } from './filters.ts';
 import { type Foundation, foundationOf, lowersOf, refusal } from './foundation.ts';
 import { hostRootOf } from './id-mapping.ts';
+import type { IndexFiles } from './index-files.ts';
 import { filterSubjectOf, infoOf, type SnapshotInfo } from './info.ts';
 import {
   checkLabels,
@@ -27,7 +29,6 @@ import {
   LABEL_REMOTE,
   LABEL_UID_MAPPING,
   LABEL_VOLATILE,
-  type LayerMarks,
   type PullRequest,
   readPullRequest,
 } from './labels.ts';
@@ -47,8 +48,10 @@ const CLEANUP_WAIT_MS = 60_000;
 export interface SnapshotterParts {
   database: Database;
   snapshots: SnapshotStore;
+  dependencies: DependencyStore;
   events: EventStore;
   directories: SnapshotDirectories;
+  indexFiles: IndexFiles;
   devices: DeviceManager;
   usage: UsageMeter;
   logger: Logger;
@@ -59,7 +62,7 @@ export interface SnapshotterParts {
   /** Within this a Prepare, View or Mounts answers, with Unavailable if its image is not there. */
   prepareDeadlineMs: number;
   /** How a layer of a pull is served; see remote-layer.ts. */
-  resolveRemote: (pull: PullRequest, layer: LayerMarks, below: { depth: number; parent: Accelerated | undefined }) => Promise<RemoteLayer>;
+  resolveRemote: (pull: PullRequest, below: { depth: number; parent: Accelerated | undefined }) => Promise<RemoteLayer>;
 }
 
 function storedLabels(labels: Labels): Record<string, string> {
@@ -80,23 +83,23 @@ export class Snapshotter {
   async prepare(key: string, parentKey: string, labels: Labels, signal: AbortSignal): Promise<Mount[]> {
     checkLabels(labels);
     const pull = readPullRequest(labels);
-    if (pull?.layer === undefined) return this.create('active', key, parentKey, labels, signal, false);
+    if (pull === undefined) return this.create('active', key, parentKey, labels, signal, false);
     const parent = this.parentRow('prepare', key, parentKey);
-    if (this.findPulled(pull, parent) !== undefined) throw this.pulledError(pull);
+    if (pull.layer !== undefined && this.findPulled(pull, parent) !== undefined) throw this.pulledError(pull);
     const chain = parent === undefined ? [] : this.parts.snapshots.chain(parent.id);
     const below = { depth: chain.length, parent: parent === undefined ? undefined : this.acceleratedOf(parent) };
-    const remote = await this.parts.resolveRemote(pull, pull.layer, below);
+    const remote = await this.parts.resolveRemote(pull, below);
     if ('accelerated' in remote) {
       this.insertPulled(pull, parentKey, labels, remote.accelerated);
       throw this.pulledError(pull);
     }
-    this.parts.events.append({
-      atUs: wallTimeUs(),
-      type: 'layer-not-lazy',
-      subject: pull.image ?? key,
-      message: `layer ${below.depth} (${pull.layer.blobDigest}): ${remote.refusedReason}`,
-    });
-    return this.create('active', key, parentKey, labels, signal, true);
+    const isOrdinary = 'ordinary' in remote;
+    const reason = isOrdinary ? remote.reason : remote.refusedReason;
+    if (reason !== undefined) {
+      const message = `layer ${below.depth} (${pull.layerDigest}): ${reason}`;
+      this.parts.events.append({ atUs: wallTimeUs(), type: 'layer-not-lazy', subject: pull.image ?? key, message });
+    }
+    return this.create('active', key, parentKey, labels, signal, !isOrdinary);
   }
 
   /** Makes a read-only snapshot of a committed one. */
@@ -119,7 +122,7 @@ export class Snapshotter {
   /** Turns an active snapshot into a committed one named `name`. */
   async commit(name: string, key: string, labels: Labels, signal: AbortSignal): Promise<void> {
     checkLabels(labels);
-    const { database, snapshots, directories, usage, devices, events } = this.parts;
+    const { database, snapshots, dependencies, directories, usage, devices, events } = this.parts;
     const before = this.activeRow(name, key);
     const taken = await usage.measure(directories.own(before.id), signal);
     const downloaded = before.isolated ? await this.inspect(before, labels) : undefined;
@@ -137,8 +140,10 @@ export class Snapshotter {
         usageBytes: taken.bytes,
         accelerated: accelerated === undefined ? null : encodeAccelerated(accelerated),
         artifactDigest: accelerated?.artifact ?? null,
+        baseDigest: accelerated?.base ?? null,
         brokenReason,
       });
+      if (accelerated !== undefined) dependencies.addSnapshotNeeds(row.id, needsOf(accelerated));
       if (brokenReason !== null) events.append({ atUs: wallTimeUs(), type: 'snapshot-broken', subject: name, message: brokenReason });
     });
     if (before.deviceId !== null) devices.closeIfUnused(before.deviceId);
@@ -204,6 +209,7 @@ export class Snapshotter {
     const deleted = directories.emptyTrash();
     await Promise.race([deleted, new Promise((resolve) => setTimeout(resolve, CLEANUP_WAIT_MS).unref())]);
     await devices.reconcile();
+    await this.parts.indexFiles.sweep();
   }
 
   private async create(
@@ -262,13 +268,13 @@ export class Snapshotter {
   }
 
   private insertPulled(pull: PullRequest, parentKey: string, labels: Labels, accelerated: Accelerated): void {
-    const { database, snapshots } = this.parts;
+    const { database, snapshots, dependencies } = this.parts;
     database.transaction(() => {
       const parent = this.parentRow('prepare', pull.chainRef, parentKey);
       if (this.findPulled(pull, parent) !== undefined) return;
       // Two namespaces may hold the same base under different keys, and then the same chain stands on both.
       const isTaken = snapshots.get(pull.chainRef) !== undefined;
-      snapshots.insert({
+      const id = snapshots.insert({
         key: isTaken ? `${pull.chainRef}@${randomUUID()}` : pull.chainRef,
         parentId: parent?.id ?? null,
         kind: 'committed',
@@ -277,7 +283,9 @@ export class Snapshotter {
         nowUs: wallTimeUs(),
         accelerated: encodeAccelerated(accelerated),
         artifactDigest: accelerated.artifact,
+        baseDigest: accelerated.base,
       });
+      dependencies.addSnapshotNeeds(id, needsOf(accelerated));
     });
   }
 
@@ -310,7 +318,9 @@ export class Snapshotter {
     const { devices, prepareDeadlineMs, events } = this.parts;
     const limited = AbortSignal.any([signal, AbortSignal.timeout(prepareDeadlineMs)]);
     try {
-      return await devices.acquire(deviceSpecOf(accelerated), limited);
+      const spec = deviceSpecOf(accelerated);
+      this.parts.dependencies.addDeviceNeeds(spec.id, needsOf(accelerated));
+      return await devices.acquire(spec, limited);
     } catch (cause) {
       if (!isAppError(cause)) throw cause;
       const { code } = cause;

@@ -9,10 +9,12 @@ export class FakeBlockDevices implements BlockDevices {
   /** Digests of blobs that cannot be opened in the registry; a downloaded copy can. */
   readonly badBlobs = new Set<string>();
   isAway = false;
+  /** What stands behind every device; another value means that the keeper lost them all. */
+  connection = 'first';
   /** Set to make attach of an id wait for it. */
   readonly gates = new Map<string, Promise<void>>();
 
-  async attach(spec: DeviceSpec, signal: AbortSignal): Promise<{ devicePath: string }> {
+  async attach(spec: DeviceSpec, signal: AbortSignal): Promise<{ devicePath: string; connection: string }> {
     this.called('attach', spec.id);
     deviceSpecSchema.parse(spec);
     const gate = this.gates.get(spec.id);
@@ -28,7 +30,7 @@ export class FakeBlockDevices implements BlockDevices {
     }
     this.refuseBad(spec);
     this.attached.set(spec.id, spec);
-    return { devicePath: `/fake/${spec.id}` };
+    return { devicePath: `/fake/${spec.id}`, connection: this.connection };
   }
 
   async check(spec: DeviceSpec): Promise<{ deviceSizeBytes: number }> {

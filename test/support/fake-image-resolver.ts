@@ -10,6 +10,15 @@ export interface FakeLayer {
   digest: string;
   size: number;
   annotations: Record<string, string>;
+  mediaType?: string;
+  /** Default: the digest, as for layers that are not compressed. */
+  diffId?: string;
+}
+
+/** What makes a manifest an artifact that refers to another. */
+export interface FakeArtifact {
+  artifactType: string;
+  subject: string;
 }
 
 /** A layer as the converter annotates it; its digest is that of `name`. */
@@ -20,6 +29,20 @@ export function overlaybdLayer(name: string, extra: Record<string, string> = {})
   return { digest, size, annotations };
 }
 
+/** An index-only layer over `target`; its blob has to be stored with {@link FakeImageResolver.addBlob}. */
+export function indexLayer(blob: { digest: string; size: number }, target: FakeLayer): FakeLayer {
+  return {
+    ...blob,
+    annotations: {
+      [`${PREFIX}blob-digest`]: blob.digest,
+      [`${PREFIX}blob-size`]: String(blob.size),
+      [`${PREFIX}version`]: '0.1.0-turbo.ociv1',
+      [`${PREFIX}turbo-oci/target-digest`]: target.digest,
+      [`${PREFIX}turbo-oci/target-media-type`]: target.mediaType ?? '',
+    },
+  };
+}
+
 /** A layer without annotations. */
 export function ordinaryLayer(name: string): FakeLayer {
   return { digest: sha256(name), size: 1000, annotations: {} };
@@ -28,7 +51,57 @@ export function ordinaryLayer(name: string): FakeLayer {
 export class FakeImageResolver implements ImageResolver {
   private readonly contents = new Map<string, { manifestBytes: Uint8Array; digest: string; mediaType: string }>();
   readonly calls: string[] = [];
+  readonly blobs = new Map<string, Uint8Array>();
+  private readonly referrers = new Map<string, { digest: string; artifactType: string }[]>();
   isAway = false;
+  /** Awaited by look-ups for twins, if set. */
+  slowness: Promise<void> | undefined;
+
+  /** Stores a blob; the answer is what a descriptor says of it. */
+  addBlob(bytes: Uint8Array): { digest: string; size: number } {
+    const digest = sha256(bytes);
+    this.blobs.set(digest, bytes);
+    return { digest, size: bytes.length };
+  }
+
+  /** Stores an ordinary image, or an artifact, with its configuration; artifacts are listed unless told otherwise. */
+  addImage(reference: string, layers: readonly FakeLayer[], artifact?: FakeArtifact, options: { isListed?: boolean } = {}): string {
+    const diffIds = layers.map((layer) => layer.diffId ?? layer.digest);
+    const config = this.addBlob(
+      new TextEncoder().encode(JSON.stringify({ architecture: 'amd64', os: 'linux', rootfs: { type: 'layers', diff_ids: diffIds } })),
+    );
+    const document = { schemaVersion: 2, config, layers, reference, artifactType: artifact?.artifactType };
+    const subject = artifact === undefined ? undefined : { digest: artifact.subject };
+    const digest = this.addBytes(reference, JSON.stringify({ ...document, subject }), MANIFEST_TYPE);
+    this.contents.set(`${reference.replace(/:[^:/]*$/, '')}@${digest}`, this.contents.get(digest)!);
+    if (artifact !== undefined && options.isListed !== false) this.list(artifact.subject, { digest, artifactType: artifact.artifactType });
+    return digest;
+  }
+
+  /** Enters a manifest into the list of what refers to `subject`. */
+  list(subject: string, entry: { digest: string; artifactType: string }): void {
+    this.referrers.set(subject, [...(this.referrers.get(subject) ?? []), entry]);
+  }
+
+  async listReferrers(repository: { host: string; repository: string }, digest: string) {
+    this.calls.push(`referrers ${repository.repository}`);
+    await this.slowness;
+    if (this.isAway) throw new AppError('Unavailable', { op: 'list referrers', subject: digest, what: 'connection refused' });
+    return this.referrers.get(digest) ?? [];
+  }
+
+  async fetchBlob(_: unknown, blob: { digest: string; sizeBytes: number }, maxBytes: number): Promise<Uint8Array> {
+    this.calls.push(`blob ${blob.digest}`);
+    const bytes = this.blobs.get(blob.digest);
+    if (bytes === undefined) throw new AppError('NotFound', { op: 'fetch blob', subject: blob.digest, what: 'status 404' });
+    if (bytes.length > maxBytes) throw new AppError('InvalidArgument', { op: 'fetch blob', subject: blob.digest, what: 'too large' });
+    return bytes;
+  }
+
+  async blobSize(_: unknown, digest: string): Promise<number | undefined> {
+    this.calls.push(`size ${digest}`);
+    return this.blobs.get(digest)?.length;
+  }
 
   /** Stores an image and returns its manifest's digest. */
   add(reference: string, layers: readonly FakeLayer[]): string {
@@ -42,9 +115,10 @@ export class FakeImageResolver implements ImageResolver {
     return digest;
   }
 
-  parseReference(reference: string): { host: string; repository: string } {
+  parseReference(reference: string): { host: string; repository: string; tag?: string } {
     const [host = '', ...rest] = reference.split('/');
-    return { host, repository: rest.join('/').replace(/:.*/, '') };
+    const [repository = '', tag] = rest.join('/').replace(/@.*/, '').split(':');
+    return { host, repository, ...(tag === undefined ? {} : { tag }) };
   }
 
   async resolveManifest(reference: string, digest: string | undefined) {

@@ -49,6 +49,7 @@ export class SnapshotterHarness implements AsyncDisposable {
         resolveDeadlineMs: 1_000,
         mountOptions: [],
         remapIds: false,
+        twins: { isEnabled: true, prefer: 'full', lookupBudgetMs: 300, negativeTtlMs: 60_000, trusted: [], elsewhere: [] },
         closeDelayMs: 0,
         ...this.overrides,
       },
@@ -73,7 +74,7 @@ export class SnapshotterHarness implements AsyncDisposable {
     const steps: PullStep[] = [];
     let parent = '';
     for (const [index, layer] of layers.entries()) {
-      const ref = chainIdOf(layers.slice(0, index + 1).map((below) => below.digest as Digest));
+      const ref = chainIdOf(layers.slice(0, index + 1).map((below) => (below.diffId ?? below.digest) as Digest));
       const existing = this.find(ref, parent);
       if (existing !== undefined) {
         parent = existing;

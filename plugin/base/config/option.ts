@@ -284,6 +284,19 @@ export function hosts(o: ListOf): Option<readonly string[]> {
   return list(o, 'hosts', 'list of host[:port]', (entry) => hostProblem(entry, false));
 }
 
+const REPOSITORY_PATH = /^[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:\/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*$/;
+
+/** A list of registries and repositories (`registry.example:5000`, `registry.example/team`). */
+export function repositories(o: ListOf): Option<readonly string[]> {
+  return list(o, 'registries and repositories', 'list of host[:port][/path]', (entry) => {
+    const slash = typeof entry === 'string' ? entry.indexOf('/') : -1;
+    const host = typeof entry === 'string' && slash !== -1 ? entry.slice(0, slash) : entry;
+    const path = typeof entry === 'string' && slash !== -1 ? entry.slice(slash + 1) : undefined;
+    if (path !== undefined && (path.length > 255 || !REPOSITORY_PATH.test(path))) return `${shown(entry)} is not host[:port]/path`;
+    return hostProblem(host, false);
+  });
+}
+
 const MOUNT_OPTION = /^[a-z_]{1,32}(?:=[A-Za-z0-9_.-]{1,64})?$/;
 /** What the snapshotter sets itself. */
 const OWN_MOUNT_OPTIONS = /^(?:lowerdir|upperdir|workdir|datadir|ro|rw)(?:=|$)/;

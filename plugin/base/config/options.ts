@@ -4,7 +4,20 @@
  */
 import { FETCH_UNIT_BYTES, MISS_PATIENCE_MS } from '../limits.ts';
 import { GIB, MIB } from '../units.ts';
-import { bytes, choice, duration, flag, hosts, integer, mountOptions, optionalAddress, optionalPath, path, socketPath } from './option.ts';
+import {
+  bytes,
+  choice,
+  duration,
+  flag,
+  hosts,
+  integer,
+  mountOptions,
+  optionalAddress,
+  optionalPath,
+  path,
+  repositories,
+  socketPath,
+} from './option.ts';
 
 const SECOND = 1000;
 const MINUTE = 60 * SECOND;
@@ -45,6 +58,38 @@ export const SECTION_OPTIONS = {
       default: false,
       reason:
         'Containers in user namespaces get idmapped mounts instead of copies; needs kernel 5.19 and containerd 2 (install.sh then adds the capability to the stanza)',
+    }),
+  },
+  twins: {
+    enabled: flag({
+      default: true,
+      reason: 'Ordinary images are served from their accelerated twins, so that pods need not name them; off: only what is named is lazy',
+    }),
+    prefer: choice(['full', 'index', 'index-only'], {
+      default: 'full',
+      reason:
+        'Which twin is taken when an image has several: "full" starts fastest, "index" stores nothing twice, "index-only" never takes a full one, which must then be named by its own tag',
+    }),
+    lookup_budget: duration({
+      default: 300,
+      min: 10,
+      max: 30 * SECOND,
+      reason: 'How long a pull waits to learn whether there is a twin; then it goes on as an ordinary one. Twenty round trips on a LAN',
+    }),
+    negative_ttl: duration({
+      default: 1 * MINUTE,
+      min: 1 * SECOND,
+      max: 24 * HOUR,
+      reason: 'How long "this image has no twin" is believed; shorter than a conversion takes, so that a new twin is found soon',
+    }),
+    trusted: repositories({
+      maxCount: 100,
+      reason:
+        'Registries (host) and repositories (host/path, with all below) whose twins are used, each for its own images; empty: all. Who may push there decides what these images hold here',
+    }),
+    elsewhere: repositories({
+      maxCount: 8,
+      reason: 'Other places for twins: that of any/team/app is also looked for in host/path/team/app; trusted for images of every registry',
     }),
   },
   containerd: {

@@ -91,7 +91,7 @@ test('events and resolutions keep their newest rows only', () => {
   expect(eventStore.list(20_000)).toHaveLength(10_000);
   expect(eventStore.list(1, 'even')[0]?.atUs).toBe(10_048);
   const resolutionStore = new ResolutionStore(database);
-  const row = { image: 'i', artifactDigest: null, lazyLayers: 0, totalLayers: 0, reason: null, layers: '[]' };
+  const row = { image: 'i', artifactDigest: null, baseDigest: null, lazyLayers: 0, totalLayers: 0, reason: null, layers: '[]' };
   for (let at = 0; at < 10; at += 1) resolutionStore.put({ ...row, subject: `s${at}`, decidedUs: at }, 3);
   expect(resolutionStore.list(100).map(({ subject }) => subject)).toEqual(['s9', 's8', 's7']);
 });

@@ -20,7 +20,8 @@ test('a pull names its chain, image, manifest and layer; the reference of CRI wi
     chainRef: 'sha256:c',
     image: 'r.example/a:1',
     manifestDigest: sha256('m'),
-    layer: { blobDigest: sha256('b'), blobSizeBytes: 46912000, isIndexOnly: false, isAccelerationLayer: false, wantsDownload: false },
+    layerDigest: sha256('b'),
+    layer: { blobDigest: sha256('b'), blobSizeBytes: 46912000, fsType: 'ext4', isAccelerationLayer: false, wantsDownload: false },
   });
 });
 
@@ -30,20 +31,32 @@ test('no reference: no pull; no blob digest: an ordinary layer', () => {
 });
 
 test.each([
-  [{ [`${P}overlaybd/turbo-oci/target-digest`]: 'x' }, 'isIndexOnly'],
-  [{ [`${P}overlaybd/fastoci/target-digest`]: 'x' }, 'isIndexOnly'],
-  [{ [`${P}overlaybd/version`]: '0.1.0-turbo.ociv1' }, 'isIndexOnly'],
-  [{ [`${P}overlaybd/version`]: '0.1.0-fastoci' }, 'isIndexOnly'],
-  [{ [`${P}overlaybd/acceleration-layer`]: 'yes' }, 'isAccelerationLayer'],
-  [{ [`${P}overlaybd/download-remote-blob`]: 'download' }, 'wantsDownload'],
-])('%j is seen as %s', (labels, mark) => {
-  expect(readLayerMarks({ ...BLOB, ...labels })).toMatchObject({ [mark]: true });
+  [{ [`${P}overlaybd/turbo-oci/target-digest`]: sha256('t') }, { target: { digest: sha256('t'), mediaType: '' } }],
+  [
+    { [`${P}overlaybd/fastoci/target-digest`]: sha256('t'), [`${P}overlaybd/fastoci/target-media-type`]: 'application/x' },
+    { target: { digest: sha256('t'), mediaType: 'application/x' } },
+  ],
+  [{ [`${P}overlaybd/version`]: '0.1.0-turbo.ociv1' }, { fsType: 'ext4' }],
+  [{ [`${P}overlaybd/blob-fs-type`]: 'erofs;ro' }, { fsType: 'erofs' }],
+  [{ [`${P}overlaybd/acceleration-layer`]: 'yes' }, { isAccelerationLayer: true }],
+  [{ [`${P}overlaybd/download-remote-blob`]: 'download' }, { wantsDownload: true }],
+])('%j is seen as %j', (labels, marks) => {
+  const found = readLayerMarks({ ...BLOB, ...labels } as Record<string, string>);
+  expect(found).toMatchObject(marks);
+  expect(found !== undefined && 'target' in found).toBe('target' in marks);
+});
+
+test('a layer digest of another algorithm is passed over, since ordinary layers may have one', () => {
+  const labels = { 'containerd.io/snapshot.ref': 'x', [`${P}cri.layer-digest`]: `sha512:${'0'.repeat(128)}` };
+  expect(readPullRequest(labels)?.layerDigest).toBeUndefined();
+  expect(readPullRequest({ ...labels, [`${P}cri.layer-digest`]: sha256('l') })?.layerDigest).toBe(sha256('l'));
 });
 
 test.each([
   [{ [`${P}overlaybd/blob-digest`]: 'sha256:short' }, /blob-digest/],
   [{ [`${P}overlaybd/blob-digest`]: sha256('b') }, /blob-size/],
   [{ ...BLOB, [`${P}overlaybd/blob-size`]: '-1' }, /blob-size/],
+  [{ ...BLOB, [`${P}overlaybd/turbo-oci/target-digest`]: 'x' }, /target-digest/],
   [{ ...BLOB, [`${P}overlaybd/blob-size`]: '0' }, /blob-size/],
   [{ ...BLOB, [`${P}overlaybd/blob-size`]: '1e9' }, /blob-size/],
   [{ ...BLOB, [`${P}overlaybd/blob-size`]: '99999999999999999999' }, /blob-size/],
