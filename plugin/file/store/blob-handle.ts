@@ -74,8 +74,7 @@ export class BlobHandle {
 
   /** Bytes on disk, and bytes that some reader has touched; one pass over the blob's units. */
   counts(): { presentBytes: number; accessedBytes: number } {
-    let accessed = 0;
-    for (let unit = 0; unit < this.blob.unitCount; unit += 1) if ((this.blob.presence.get(unit) & UNIT_ACCESSED) !== 0) accessed += 1;
+    const accessed = this.blob.presence.count(UNIT_ACCESSED);
     const bytes = (units: number): number => Math.min(units * FETCH_UNIT_BYTES, this.blob.sizeBytes);
     return { presentBytes: bytes(this.blob.presentUnits), accessedBytes: bytes(accessed) };
   }
