@@ -205,9 +205,11 @@ export class Blob {
   async drop(firstUnit: number, endUnit: number): Promise<void> {
     for (let unit = firstUnit; unit < endUnit; unit += 1) if (this.presence.has(unit)) this.presentUnits -= 1;
     this.presence.forget(firstUnit, endUnit);
-    const wasWhole = this.isWhole;
-    this.isWhole = false;
-    const work = this.lock.run(() => this.dropLocked(firstUnit, endUnit, wasWhole));
+    const work = this.lock.run(() => {
+      const wasWhole = this.isWhole;
+      this.isWhole = false;
+      return this.dropLocked(firstUnit, endUnit, wasWhole);
+    });
     this.dropping = work;
     try {
       await work;
@@ -253,6 +255,8 @@ export class Blob {
       if (!this.isComplete || this.isBroken) return;
       await this.writeSectors([MAP_WHOLE_SECTOR], [encodeWhole(this.life)]);
       this.isWhole = true;
+      // Dropped while the mark was written: the drop waits for this section, and takes the mark away when it finds the blob whole.
+      if (!this.isComplete) return;
       this.presence.isAllLocal = true;
     });
   }

@@ -3,6 +3,7 @@ import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from 'vitest';
 import { isAppError } from '../../../../../plugin/base/errors.ts';
 import { MissingList } from '../../../../../plugin/file/file.ts';
+import { type StoreFs, systemStoreFs } from '../../../../../plugin/file/store/store-fs.ts';
 import { bytesOf, du, faultyFs, openStore, put, read, scratchDir, sourceOf, UNIT } from './store-support.ts';
 
 describe('reading and writing', () => {
@@ -54,6 +55,34 @@ describe('reading and writing', () => {
     expect(blob.isComplete).toBe(true);
     expect(await store.verifyComplete(blob)).toBe('verified');
     await store.close();
+  });
+
+  test('a unit that is dropped while the blob is being marked whole is missing, now and after a restart', async () => {
+    const rootDir = scratchDir();
+    const bytes = bytesOf(23, 3 * UNIT);
+    let onMark = (): void => {};
+    const write: StoreFs['write'] = async (fd, data, offset) => {
+      await systemStoreFs.write(fd, data, offset);
+      if (data.length === 512 && offset === 512) onMark();
+    };
+    const { store } = await openStore({ rootDir, fs: { ...systemStoreFs, write } });
+    const blob = await store.acquire(sourceOf(bytes));
+    await put(store, blob, bytes, 0, 3);
+    let dropped: Promise<void> | undefined;
+    onMark = () => {
+      dropped ??= store.drop(blob, UNIT, UNIT);
+    };
+    await store.verifyComplete(blob);
+    await dropped;
+    expect(read(blob, UNIT, 16)).toEqual([{ blobId: blob.blobId, offsetBytes: UNIT, lengthBytes: UNIT }]);
+    await put(store, blob, bytes, 1, 2);
+    blob.release();
+    await store.close();
+    const { store: again } = await openStore({ rootDir });
+    const reopened = await again.acquire(sourceOf(bytes));
+    expect([reopened.isComplete, reopened.isVerified]).toEqual([true, false]);
+    reopened.release();
+    await again.close();
   });
 
   test('a local path whose file was replaced by that of another blob is opened again, while the old one is still read', async () => {
