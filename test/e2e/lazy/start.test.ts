@@ -7,15 +7,15 @@ import { LazyHost, SNAPSHOTTER } from '../../support/lazy-host.ts';
 import { pushImage } from '../../support/oci-image.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { timedStart } from '../../support/timed-start.ts';
-import { obdctl } from './lazy-images.ts';
 
 /**
- * The goal is 0.15 and not reached: 20 to 25 % are fetched, and the bound is above that. The program reads 10 % of the uncompressed bytes, but from small files in many places,
- * and the 64 KiB units that hold them are 18 % of the compressed image; read-ahead of the kernel and of streams adds the rest.
+ * The goal is 0.15 and not reached: 20 to 25 % are fetched, and the bound is above that. The program reads 10 % of the uncompressed bytes,
+ * but from small files in many places, and the 64 KiB units that hold them are 18 % of the compressed image; read-ahead of the kernel and
+ * of streams adds the rest.
  */
 const SHARE_MAX = 0.3;
 
-test('a program of a large image runs before a third of the image is fetched; its second container waits for nothing', async () => {
+test('a program of a large image runs before a third of the image is fetched; its second container needs hardly anything more', async () => {
   await using scratch = await Scratch.create('start');
   const source = await debianImage();
   expect(source.tarsSizeBytes).toBeGreaterThan(200 * MIB);
@@ -23,7 +23,6 @@ test('a program of a large image runs before a third of the image is fetched; it
   await using host = await LazyHost.start();
   const image = await pushImage(host.registry, 'demo/app', 'overlaybd', converted);
   const common = { registry: host.registry, containerd: host.containerd, snapshotter: SNAPSHOTTER, reference: image.reference };
-  const misses = async () => (JSON.parse((await obdctl(host, '--json', 'traffic')).stdout) as { missCount: number }).missCount;
   const first = await timedStart({ ...common, name: 'first', ready: DEBIAN_IMAGE_READY });
   const share = first.bytesAtFirstOutput / image.layersSizeBytes;
   process.stdout.write(
@@ -34,10 +33,9 @@ test('a program of a large image runs before a third of the image is fetched; it
   expect(share).toBeLessThanOrEqual(SHARE_MAX);
   // What was read ahead for the first one may still be on its way.
   await host.registry.blobBytesSentWhenQuiet();
-  const missesBefore = await misses();
   const second = await timedStart({ ...common, name: 'second', ready: DEBIAN_IMAGE_READY });
   process.stdout.write(`second container: ${second.bytesAtFirstOutput} bytes, first output ${second.firstOutputMs.toFixed(0)} ms\n`);
-  expect(await misses()).toBe(missesBefore);
-  // A read of local bytes may carry a stream's read-ahead on, past what the first container read.
-  expect(second.bytesAtFirstOutput / image.layersSizeBytes).toBeLessThan(0.01);
+  // Python's hash seed and address layout differ from start to start, and with them the pages that are read: a unit or two. Programs that
+  // read the same bytes fetch none (collection.test.ts).
+  expect(second.bytesAtFirstOutput / image.layersSizeBytes).toBeLessThan(0.005);
 });
