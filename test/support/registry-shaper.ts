@@ -48,6 +48,11 @@ class Link {
     return this.freeAtMs + this.roundTripMs / 2;
   }
 
+  /** What is booked already no longer keeps the link: for a change of its rate. */
+  free(): void {
+    this.freeAtMs = 0;
+  }
+
   /** A queue this long lets one connection fill the link. */
   get queueBytes(): number {
     const inFlight = Number.isFinite(this.rateBytesPerS) ? (this.rateBytesPerS * this.roundTripMs) / 1000 : 16 * 1024 * 1024;
@@ -133,6 +138,7 @@ export async function startShaper(options: ShaperOptions): Promise<Shaper> {
       for (const direction of [down, up]) {
         direction.rateBytesPerS = link.rateBytesPerS ?? direction.rateBytesPerS;
         direction.roundTripMs = link.roundTripMs ?? direction.roundTripMs;
+        direction.free();
       }
     },
     async close() {

@@ -99,7 +99,7 @@ test('kills, stops and reloads while images are attached and mounted: every cont
     ['kill the keeper', () => host.sidecar.kill('keeper')],
     ['reload and kill blockd', () => Promise.all([host.sidecar.signal('keeper', 'SIGHUP'), host.sidecar.kill('blockd')])],
   ];
-  for (const [n, [what, strike]] of [...strikes, ...strikes].entries()) {
+  for (const [n, [what, strike]] of strikes.entries()) {
     const image = await host.push(`fresh-${n}`, await imageOfFileSystem(fileSystems[n % 2]!, staging, 5000 + n));
     const starting = host.startContainer(image);
     await delay(random(250));
