@@ -6,9 +6,11 @@ import { MIB } from '../plugin/base/units.ts';
 /** The largest page of a list is about 1 MiB; metrics of 1000 devices about the same. */
 const MAX_ANSWER_BYTES = 64 * MIB;
 
+export type AdminMethod = 'GET' | 'POST' | 'PATCH' | 'DELETE';
+
 export interface AdminRequest {
   socketPath: string;
-  method: 'GET' | 'POST';
+  method: AdminMethod;
   path: string;
   body?: unknown;
   /** Milliseconds until the call is given up. */
@@ -70,6 +72,38 @@ export function callAdmin(request: AdminRequest): Promise<{ status: number; text
     call.on('error', fail);
     call.end(payload);
   });
+}
+
+/** The longest event: a job is 2 KiB. */
+const MAX_EVENT_BYTES = 1 * MIB;
+
+/**
+ * The data of server-sent events of one path, as they come, until the service ends the stream. Throws as {@link callAdmin}; a stream that
+ * breaks is Unavailable.
+ */
+export async function* watchAdmin(socketPath: string, path: string): AsyncGenerator<string> {
+  const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
+    const call = http.request({ socketPath, method: 'GET', path, headers: { host: 'localhost', accept: 'text/event-stream' } }, resolve);
+    call.on('error', (error) => reject(unreachable(socketPath, error)));
+    call.end();
+  });
+  let text = '';
+  try {
+    for await (const chunk of response.setEncoding('utf8') as AsyncIterable<string>) {
+      text += chunk;
+      if (text.length > MAX_EVENT_BYTES) throw new Error(`an event is longer than ${MAX_EVENT_BYTES} bytes`);
+      if ((response.statusCode ?? 500) >= 400) continue;
+      for (let end = text.indexOf('\n\n'); end !== -1; end = text.indexOf('\n\n')) {
+        const data = /^data: (.*)$/m.exec(text.slice(0, end))?.[1];
+        text = text.slice(end + 2);
+        if (data !== undefined) yield data;
+      }
+    }
+  } catch (error) {
+    throw unreachable(socketPath, error);
+  }
+  const status = response.statusCode ?? 500;
+  if (status >= 400) throw refusal('GET', path, status, text);
 }
 
 function refusal(method: string, path: string, status: number, text: string): AppError {

@@ -7,7 +7,8 @@ import fs from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../plugin/base/config/config.ts';
 import { AppError, describeError } from '../plugin/base/errors.ts';
-import { callAdmin, isUnreachable } from './client.ts';
+import { type AdminMethod, callAdmin, isUnreachable, watchAdmin } from './client.ts';
+import { addConvertCommands } from './convert-commands.ts';
 import { ANSWER_DEADLINE_MS, MATERIALIZE_DEADLINE_MS, PAGE_ROWS_MAX } from './limits.ts';
 import { renderDevices, renderEvents, renderMaterialized, renderSnapshots, renderStatus, renderStore, renderTraffic } from './render.ts';
 import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus, Traffic } from './services.ts';
@@ -35,11 +36,14 @@ const program = new Command('obdctl')
 
 const globals = (): GlobalOptions => program.opts<GlobalOptions>();
 
-async function call<T>(method: 'GET' | 'POST', path: string, body?: unknown, timeoutMs = ANSWER_DEADLINE_MS + 1000): Promise<T> {
-  const { socket, config } = globals();
-  const socketPath = socket ?? loadConfig(config).admin.socket;
+function socketPathOf({ socket, config }: GlobalOptions): string {
+  return socket ?? loadConfig(config).admin.socket;
+}
+
+async function call<T>(method: AdminMethod, path: string, body?: unknown, timeoutMs = ANSWER_DEADLINE_MS + 1000): Promise<T> {
+  const socketPath = socketPathOf(globals());
   const { text } = await callAdmin({ socketPath, method, path, timeoutMs, ...(body === undefined ? {} : { body }) });
-  return JSON.parse(text) as T;
+  return (text === '' ? {} : JSON.parse(text)) as T;
 }
 
 function print(answer: unknown, text: () => string): void {
@@ -116,6 +120,17 @@ program
     const result = await call<MaterializeResult>('POST', '/v1/materialize', { reference }, MATERIALIZE_DEADLINE_MS + 1000);
     print(result, () => renderMaterialized(result));
   });
+
+addConvertCommands(program, {
+  call,
+  print,
+  watch: (path) => watchAdmin(socketPathOf(globals()), path),
+  config: () => loadConfig(globals().config),
+  isJson: () => globals().json === true,
+  fail: () => {
+    process.exitCode = EXIT.refused;
+  },
+});
 
 program
   .command('check-config')

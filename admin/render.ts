@@ -3,7 +3,7 @@ import { formatBytes } from '../plugin/base/units.ts';
 import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus, Traffic } from './services.ts';
 
 /** Names and messages may come from a registry: what could steer a terminal is escaped. */
-function printable(text: string): string {
+export function printable(text: string): string {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
   return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
 }

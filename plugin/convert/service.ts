@@ -43,6 +43,7 @@ export { JOB_STATES, type JobState } from './jobs/job-states.ts';
 export { type Delivery, type NewNotification, type Notification, newNotificationSchema } from './notify/notification-rule.ts';
 export { type Progress, progressSchema } from './publish/progress.ts';
 export { BLOCK_KIB, COMPRESSIONS, type ConvertRequest, convertRequestSchema } from './publish/request.ts';
+export { convertToLayout, type LayoutResult, type LocalSource } from './publish/to-layout.ts';
 export { type ConvertRule, type NewRule, newRuleSchema, type RuleChange, ruleChangeSchema } from './rules/rule.ts';
 export { type TagFilter, tagFilterSchema } from './rules/tag-filter.ts';
 
