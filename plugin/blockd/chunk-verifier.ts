@@ -17,9 +17,6 @@ const HASH_BYTES = 32;
 /** Units are evicted and fetched again at most this often while the list is read. */
 const MAX_ROUNDS = 16;
 
-/** Converters that wrote the same blob wrote the same list; more is somebody's game. */
-const MAX_LISTS = 4;
-
 /**
  * All lists in memory: digests of 512 GiB in chunks of 64 KiB. Hostile images may name a list of the largest size for each layer; they
  * are refused before the node's memory is gone.
@@ -34,8 +31,8 @@ interface Known {
 }
 
 export class ChunkVerifier {
-  /** By blob, then by the list's digest: two manifests may name different lists of one blob, and one of them may lie. */
-  private readonly known = new Map<number, Map<string, Known>>();
+  /** By blob. The store keeps bytes apart that different lists vouch for (blob-key.ts), so a blob has one list at most. */
+  private readonly known = new Map<number, Known>();
   private readonly maxTotalBytes: number;
   /** Of the lists that are known or being fetched. */
   private totalBytes = 0;
@@ -44,15 +41,10 @@ export class ChunkVerifier {
     this.maxTotalBytes = maxTotalBytes;
   }
 
-  /**
-   * True when a list of the blob approves the unit's bytes, or the blob has none. A lying list can approve nothing but what its digests
-   * name, so it neither lets wrong bytes through nor keeps right ones out.
-   */
+  /** True when the blob's list approves the unit's bytes, or the blob has none. */
   verifyUnit(blobId: number, unitIndex: number, bytes: Uint8Array): boolean {
-    const lists = this.known.get(blobId);
-    if (lists === undefined) return true;
-    for (const known of lists.values()) if (approves(known, unitIndex, bytes)) return true;
-    return false;
+    const known = this.known.get(blobId);
+    return known === undefined || approves(known, unitIndex, bytes);
   }
 
   /**
@@ -62,7 +54,7 @@ export class ChunkVerifier {
    */
   async load(handle: BlobHandle, parts: { store: ChunkStore; scheduler: FetchScheduler }, signal: AbortSignal): Promise<void> {
     const { chunkList, digest } = handle.source;
-    if (chunkList === undefined || handle.isVerified || this.known.get(handle.blobId)?.has(chunkList.digest)) return;
+    if (chunkList === undefined || handle.isVerified || this.known.has(handle.blobId)) return;
     const coveredBytes = checkedCover(handle.source, chunkList);
     const what = `lists in use take ${this.totalBytes} of ${this.maxTotalBytes} bytes, and this one ${chunkList.sizeBytes}`;
     if (this.totalBytes + chunkList.sizeBytes > this.maxTotalBytes)
@@ -93,17 +85,14 @@ export class ChunkVerifier {
     }
     const known = { list, chunkBytes: chunkList.chunkBytes, coveredBytes };
     await verifyNeighbours(handle, range.offsetBytes, known, parts, signal);
-    const lists = this.known.get(handle.blobId) ?? new Map<string, Known>();
-    if (lists.has(chunkList.digest)) return false;
-    if (lists.size >= MAX_LISTS)
-      throw new AppError('ResourceExhausted', { op: 'read chunk list of', subject: digest, what: `${MAX_LISTS} lists are named for it` });
-    this.known.set(handle.blobId, lists.set(chunkList.digest, known));
+    if (this.known.has(handle.blobId)) return false;
+    this.known.set(handle.blobId, known);
     return true;
   }
 
   /** Forgets a blob that nothing refers to any more. */
   forget(blobId: number): void {
-    for (const { list } of this.known.get(blobId)?.values() ?? []) this.totalBytes -= list.length;
+    this.totalBytes -= this.known.get(blobId)?.list.length ?? 0;
     this.known.delete(blobId);
   }
 }

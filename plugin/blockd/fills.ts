@@ -1,5 +1,4 @@
 /** Whole blobs on demand: for people who want an image's layers as files (`obdctl materialize`), and for caches. */
-import path from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { AppError } from '../base/errors.ts';
 import { FETCH_STREAM_BYTES } from '../base/limits.ts';
@@ -40,10 +39,10 @@ export async function fetchAndVerify(
 }
 
 export class Fills {
-  private readonly parts: { store: ChunkStore; scheduler: FetchScheduler; storeDir: string; clock: Clock };
+  private readonly parts: { store: ChunkStore; scheduler: FetchScheduler; clock: Clock };
   private readonly held = new Map<string, { handle: BlobHandle; timer: NodeJS.Timeout }>();
 
-  constructor(parts: { store: ChunkStore; scheduler: FetchScheduler; storeDir: string; clock: Clock }) {
+  constructor(parts: { store: ChunkStore; scheduler: FetchScheduler; clock: Clock }) {
     this.parts = parts;
   }
 
@@ -52,14 +51,14 @@ export class Fills {
    * Errors: those of {@link fetchAndVerify}.
    */
   async fetchWhole(source: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }> {
-    const { store, storeDir } = this.parts;
+    const { store } = this.parts;
     const handle = await store.acquire(source);
     try {
       const before = handle.counts().presentBytes;
       await fetchAndVerify(this.parts, handle, signal);
       this.hold(source.digest, handle);
       return {
-        path: source.localPath ?? path.join(storeDir, 'blobs', 'sha256', source.digest.slice('sha256:'.length), 'data'),
+        path: handle.dataPath,
         fetchedBytes: Math.max(0, handle.sizeBytes - before),
       };
     } catch (error) {

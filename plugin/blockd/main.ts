@@ -8,7 +8,6 @@
  * Usage: main [--config FILE]
  */
 import { flushCompileCache } from 'node:module';
-import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { systemClock } from '../base/clock.ts';
@@ -37,9 +36,6 @@ const WORKER_LOOK_MS = 500;
 /** What is undone at an ordered stop may take this long; the keeper kills at its own limit. */
 const CLOSE_LIMIT_MS = 700;
 
-/** Readers in containers wait for this process; what runs beside them does not. */
-const NICENESS = -10;
-
 /** The registry client's fetch function; the client is loaded when the first read misses. */
 function registryFetch(config: Config, logger: Logger): FetchRange {
   const load = async (): Promise<FetchRange> => {
@@ -53,21 +49,12 @@ function registryFetch(config: Config, logger: Logger): FetchRange {
   };
 }
 
-function raisePriority(log: Logger): void {
-  try {
-    os.setPriority(NICENESS);
-  } catch (error) {
-    log.warn({ reason: describeError(error) }, 'priority stays as it was');
-  }
-}
-
 async function main(): Promise<void> {
   const parentPid = process.ppid;
   if (!dieWithParent(parentPid)) process.exit(1);
   const { values } = parseArgs({ options: { config: { type: 'string' } } });
   const config = loadConfig(values.config);
   const log = createLogger('blockd', config.log.level);
-  raisePriority(log);
   const clock = systemClock;
   const events = new EventRing(clock);
   const storeDir = path.join(config.paths.root, 'store');
@@ -110,7 +97,7 @@ async function main(): Promise<void> {
       process.kill(process.pid, 'SIGKILL');
     },
   });
-  const fills = new Fills({ store, scheduler, storeDir, clock });
+  const fills = new Fills({ store, scheduler, clock });
 
   let isStopping = false;
   const stop = async (unmount: boolean): Promise<void> => {

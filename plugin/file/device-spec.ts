@@ -7,6 +7,7 @@ import { z } from 'zod';
 import { isDigest } from '../base/digest.ts';
 import { MAX_BLOB_BYTES, MAX_LAYERS } from '../base/limits.ts';
 import { MIB } from '../base/units.ts';
+import { blobKeyOf } from './store/blob-key.ts';
 
 /** Digests of a blob of 128 GiB in chunks of 64 KiB; the list is held in memory while the blob is used. */
 const MAX_CHUNK_LIST_BYTES = 64 * MIB;
@@ -51,12 +52,15 @@ export const deviceSpecSchema = z.object({
 });
 export type DeviceSpec = z.infer<typeof deviceSpecSchema>;
 
-/** The device id of a list of layers: equal lists share one device, whatever image names them. */
+/**
+ * The device id of a list of layers: equal lists share one device, whatever image names them. Equal means the same bytes by the same
+ * witness (store/blob-key.ts), so that no image is served what another one's registry sent.
+ */
 export function deviceIdOf(layers: readonly LayerSpec[]): string {
   const hash = createHash('sha256');
   for (const layer of layers) {
-    if (layer.kind === 'full') hash.update(`full ${layer.blob.digest}\n`);
-    else hash.update(`index ${layer.meta.digest} ${layer.target.digest} ${layer.gzipIndex?.digest ?? ''}\n`);
+    const blobs = layer.kind === 'full' ? [layer.blob] : [layer.meta, layer.target, layer.gzipIndex];
+    hash.update(`${layer.kind} ${blobs.map((blob) => (blob === undefined ? '' : blobKeyOf(blob))).join(' ')}\n`);
   }
   return hash.digest('hex').slice(0, 32);
 }

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { BlobSource } from '../device-spec.ts';
 import type { Blob } from './blob.ts';
+import { dataPath } from './blob-dir.ts';
 import { BlobFile, type SharedBlob } from './blob-file.ts';
 import { UNIT_ACCESSED, UNIT_MARKED } from './presence.ts';
 import type { UnitCache } from './unit-cache.ts';
@@ -31,6 +32,11 @@ export class BlobHandle {
     return this.blob.id;
   }
 
+  /** Where the blob's bytes lie: whole only when {@link isVerified}. */
+  get dataPath(): string {
+    return this.source.localPath ?? dataPath(this.blob.dir);
+  }
+
   get sizeBytes(): number {
     return this.blob.sizeBytes;
   }
@@ -52,6 +58,11 @@ export class BlobHandle {
   /** True when a read of the unit on this thread would be answered: on disk or in memory. */
   isReadable(unit: number): boolean {
     return this.blob.presence.isReadable(unit) || this.memory.has(this.blob.id, unit);
+  }
+
+  /** True when some reader has read the unit. */
+  isAccessed(unit: number): boolean {
+    return (this.blob.presence.get(unit) & UNIT_ACCESSED) !== 0;
   }
 
   /** Marks the unit: the first reader that hits it reports {@link MissingRanges.readAhead}. */

@@ -1,7 +1,7 @@
 /**
  * The content-addressed store of blobs that are on this node in part or whole. Ours.
  *
- *   <root>/blobs/sha256/<hex>/{data,map}
+ *   <root>/blobs/sha256/<hex>.<witness>/{data,map}       (blob-key.ts)
  *
  *   absent ──acquire──► open (referenced) ──last release──► closing ──► idle (on disk, evictable) ──acquire──► open
  *                                                                        └──evict──► absent
@@ -23,6 +23,7 @@ import type { BlobSource } from '../device-spec.ts';
 import { Blob } from './blob.ts';
 import { mapPath } from './blob-dir.ts';
 import { BlobHandle } from './blob-handle.ts';
+import { blobKeyOf } from './blob-key.ts';
 import { NEW_BLOB_BYTES, openLocal, openStored } from './blob-opener.ts';
 import { DiskHealth } from './disk-health.ts';
 import { DiskTree } from './disk-tree.ts';
@@ -74,7 +75,7 @@ export class ChunkStore {
   private readonly tree: DiskTree;
   private readonly health: DiskHealth;
   private readonly memory: UnitCache;
-  /** By digest (or `local:`, digest and path); referenced, or closing. */
+  /** By key; referenced, or closing. */
   private readonly openBlobs = new Map<string, Blob>();
   private readonly keys = new KeyedMutex();
   private readonly roomLock = new Mutex();
@@ -106,13 +107,13 @@ export class ChunkStore {
   }
 
   /**
-   * A counted reference to a blob; equal digests share one. Succeeds also when the disk refuses (the blob then lives in memory). Rejects:
+   * A counted reference to a blob; those with equal keys (blob-key.ts) share one. Succeeds also when the disk refuses (the blob then lives in memory). Rejects:
    * InvalidArgument when the digest is in use with another size, ResourceExhausted when open blobs are impossibly large,
    * FailedPrecondition when `localPath` is not a file of the stated size.
    */
   async acquire(source: BlobSource): Promise<BlobHandle> {
     // A path may hold another blob tomorrow, while the file of today is still read.
-    const key = source.localPath === undefined ? source.digest : `local:${source.digest}:${source.localPath}`;
+    const key = blobKeyOf(source);
     const isNew = source.localPath === undefined && !this.openBlobs.has(key) && !this.tree.isIdle(key);
     const early = isNew ? await this.reserve(NEW_BLOB_BYTES) : undefined;
     try {
@@ -135,7 +136,7 @@ export class ChunkStore {
       throw refuse('ResourceExhausted', source, `open blobs would need more than ${MAX_PRESENCE_BYTES} bytes of presence flags`);
     }
     const digest = source.digest as Digest;
-    const place = { fs: this.fs, ledger: this.ledger, dir: this.tree.dirOf(digest), parentDir: this.tree.blobsDir };
+    const place = { fs: this.fs, ledger: this.ledger, dir: this.tree.dirOf(key), parentDir: this.tree.blobsDir };
     const blob = new Blob(this.nextId++, key, digest, source.sizeBytes, place);
     if (source.localPath !== undefined) {
       blob.adoptLocal(await openLocal(this.fs, source, source.localPath));

@@ -2,10 +2,10 @@
  * The store's directories and the blobs in them that nobody uses: least recently used first, each with its bytes on the ledger. Eviction
  * takes whole blobs.
  */
-import type { Digest } from '../../base/digest.ts';
 import { errnoOf } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { blobDirBytes, removeBlobDir, unlessMissing } from './blob-dir.ts';
+import { directoryOfKey } from './blob-key.ts';
 import type { Ledger } from './ledger.ts';
 import type { KeyedMutex } from './mutex.ts';
 import { makeDirs, scanBlobs } from './scan.ts';
@@ -18,7 +18,7 @@ export class DiskTree {
   private readonly fs: StoreFs;
   private readonly ledger: Ledger;
   private readonly log: Logger;
-  /** By digest; insertion order is the order of use. The value is the blob's bytes on disk. */
+  /** By key; insertion order is the order of use. The value is the blob's bytes on disk. */
   private readonly idle = new Map<string, number>();
   private dirBytes = 0;
 
@@ -38,14 +38,14 @@ export class DiskTree {
   async open(onEvent: (event: StoreEvent) => void): Promise<void> {
     await makeDirs(this.fs, this.blobsDir);
     for (const blob of await scanBlobs(this.fs, this.blobsDir, this.log, onEvent)) {
-      this.idle.set(blob.digest, blob.diskBytes);
+      this.idle.set(blob.key, blob.diskBytes);
       this.ledger.add(blob.diskBytes);
     }
     await this.refreshDirs();
   }
 
-  dirOf(digest: Digest): string {
-    return `${this.blobsDir}/${digest.slice('sha256:'.length)}`;
+  dirOf(key: string): string {
+    return `${this.blobsDir}/${directoryOfKey(key)}`;
   }
 
   isIdle(key: string): boolean {
@@ -78,12 +78,12 @@ export class DiskTree {
     const diskBytes = this.take(key);
     if (diskBytes === undefined) return;
     try {
-      await removeBlobDir(this.fs, this.dirOf(key as Digest));
+      await removeBlobDir(this.fs, this.dirOf(key));
       this.ledger.add(-diskBytes);
       await this.refreshDirs();
     } catch (error) {
       if (errnoOf(error) === undefined) throw error;
-      this.log.error({ digest: key, err: error }, 'a blob cannot be evicted');
+      this.log.error({ blob: key, err: error }, 'a blob cannot be evicted');
       this.put(key, diskBytes);
     }
   }
@@ -91,7 +91,7 @@ export class DiskTree {
   /** Asks the disk about every idle blob: what a killed process left unwritten may have been given its final blocks since. */
   async refreshIdle(): Promise<void> {
     for (const [key, diskBytes] of [...this.idle]) {
-      const bytes = await unlessMissing(blobDirBytes(this.fs, this.dirOf(key as Digest)));
+      const bytes = await unlessMissing(blobDirBytes(this.fs, this.dirOf(key)));
       // Gone, taken or changed meanwhile: its new place accounts for it.
       if (bytes === undefined || this.idle.get(key) !== diskBytes) continue;
       this.idle.set(key, bytes);

@@ -7,11 +7,12 @@ import type { Digest } from '../../base/digest.ts';
 import { describeError, errnoOf } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { blobDirBytes, blobDirDamage, mapPath, removeBlobDir } from './blob-dir.ts';
+import { keyOfDirectory } from './blob-key.ts';
 import type { StoreEvent } from './store-event.ts';
 import type { StoreFs } from './store-fs.ts';
 
 export interface FoundBlob {
-  digest: Digest;
+  key: string;
   diskBytes: number;
   lastUsedMs: number;
 }
@@ -56,15 +57,16 @@ async function lookAt(
   onEvent: (event: StoreEvent) => void,
 ): Promise<FoundBlob | undefined> {
   const dir = `${blobsDir}/${name}`;
-  if (!/^[0-9a-f]{64}$/.test(name)) {
+  const known = keyOfDirectory(name);
+  if (known === undefined) {
     log.warn({ path: dir }, 'not a blob of the store; left alone and not counted');
     return undefined;
   }
-  const digest: Digest = `sha256:${name}`;
+  const { key, digest } = known;
   const damage = await damageOf(fs, dir, digest);
   if (damage === undefined) {
     const lastUsedMs = (await fs.lstat(mapPath(dir))).modifiedMs;
-    return { digest, diskBytes: await blobDirBytes(fs, dir), lastUsedMs };
+    return { key, diskBytes: await blobDirBytes(fs, dir), lastUsedMs };
   }
   log.warn({ digest, damage }, 'a stored blob is not whole and is removed');
   onEvent({ kind: 'blob-reset', digest, detail: damage });
@@ -74,7 +76,7 @@ async function lookAt(
   } catch (error) {
     // Still there, so still counted: it is tried again when the blob is next wanted or evicted.
     log.error({ digest, err: error }, 'a damaged blob cannot be removed');
-    return { digest, diskBytes: (await fs.lstat(dir)).diskBytes, lastUsedMs: 0 };
+    return { key, diskBytes: (await fs.lstat(dir)).diskBytes, lastUsedMs: 0 };
   }
 }
 

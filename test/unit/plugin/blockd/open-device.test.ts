@@ -10,6 +10,7 @@ import { MissedReads } from '../../../../plugin/blockd/missed-reads.ts';
 import { OpenDevice } from '../../../../plugin/blockd/open-device.ts';
 import type { BlobSource } from '../../../../plugin/file/device-spec.ts';
 import { MissingList } from '../../../../plugin/file/file.ts';
+import { blobKeyOf, directoryOfKey } from '../../../../plugin/file/store/blob-key.ts';
 import { ChunkStore } from '../../../../plugin/file/store/chunk-store.ts';
 import { OUT_HEADER_BYTES } from '../../../../plugin/fuse/protocol.ts';
 import { loadCodec } from '../../../../plugin/kernel/codecs.ts';
@@ -48,7 +49,7 @@ async function setUp(serve: Serve = (bytes) => bytes) {
     logLinesPerMinute: 10,
     verify: 'transport' as const,
   };
-  const dataFile = (digest: string): string => path.join(rootDir, 'blobs', 'sha256', digest.slice('sha256:'.length), 'data');
+  const dataFile = (source: BlobSource): string => path.join(rootDir, 'blobs', 'sha256', directoryOfKey(blobKeyOf(source)), 'data');
   return { parts, store, dataFile, tries };
 }
 
@@ -112,7 +113,7 @@ describe('stored bytes that went bad', () => {
     for (let at = 0; at < end; at += length) await readMissed(open, at, length);
     for (const { source, unitCount } of open.handles)
       damage(
-        dataFile(source.digest),
+        dataFile(source),
         Array.from({ length: unitCount - 1 }, (_, i) => i),
       );
     for (let at = 0; at < end; at += length) {
@@ -128,7 +129,7 @@ describe('stored bytes that went bad', () => {
     onTestFinished(() => open.close());
     for (let at = 0; at < end; at += length) await readMissed(open, at, length);
     // A file that is cut short gives nothing back, as a bad sector does.
-    for (const { source, sizeBytes } of open.handles) fs.truncateSync(dataFile(source.digest), Math.floor(sizeBytes / 2));
+    for (const { source, sizeBytes } of open.handles) fs.truncateSync(dataFile(source), Math.floor(sizeBytes / 2));
     for (let at = 0; at < end; at += length) {
       const { errno, bytes } = await readMissed(open, at, length);
       expect([at, errno]).toEqual([at, 0]);

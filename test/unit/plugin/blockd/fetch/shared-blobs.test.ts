@@ -1,10 +1,16 @@
-/** Blobs that several images share: each image's registry helps the others, and none can keep a blob from them. */
+/** Blobs that images share because they name the same chunk list: each image's registry helps the others, none can keep a blob from them. */
 import { expect, onTestFinished, test } from 'vitest';
 import { AppError } from '../../../../../plugin/base/errors.ts';
 import { FetchScheduler } from '../../../../../plugin/blockd/fetch/fetch-scheduler.ts';
 import type { BlobSource } from '../../../../../plugin/file/device-spec.ts';
 import { bytesOf, openStore, scratchDir, sourceOf, UNIT } from '../../file/store/store-support.ts';
 import { FakeClock, runUntil, watch } from './fetch-support.ts';
+
+/** Images that name the same list of chunk digests share stored bytes, whatever their registries. */
+function listed(bytes: Uint8Array, host: string): BlobSource {
+  const source = sourceOf(bytes, host);
+  return { ...source, chunkList: { digest: source.digest as `sha256:${string}`, offsetBytes: UNIT, sizeBytes: 32, chunkBytes: UNIT } };
+}
 
 const signal = new AbortController().signal;
 
@@ -33,9 +39,9 @@ async function setUp() {
 
 test('a blob is fetched from the registry of the image that reads it, whoever used it first', async () => {
   const { clock, store, bytes, asked, dead, read } = await setUp();
-  const first = await store.acquire(sourceOf(bytes, 'first.example'));
+  const first = await store.acquire(listed(bytes, 'first.example'));
   await read(first, 0);
-  const second = await store.acquire(sourceOf(bytes, 'second.example'));
+  const second = await store.acquire(listed(bytes, 'second.example'));
   dead.add('first.example');
   const outcome = watch(read(second, 3));
   await runUntil(clock, () => outcome.isDone, 20_000);
@@ -45,8 +51,8 @@ test('a blob is fetched from the registry of the image that reads it, whoever us
 
 test('the registries of other images that share a blob help when the own one is away', async () => {
   const { clock, store, bytes, asked, dead, read } = await setUp();
-  const first = await store.acquire(sourceOf(bytes, 'first.example'));
-  const second = await store.acquire(sourceOf(bytes, 'second.example'));
+  const first = await store.acquire(listed(bytes, 'first.example'));
+  const second = await store.acquire(listed(bytes, 'second.example'));
   await read(first, 0);
   await read(second, 1);
   dead.add('first.example');

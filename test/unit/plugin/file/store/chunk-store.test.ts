@@ -3,8 +3,29 @@ import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from 'vitest';
 import { isAppError } from '../../../../../plugin/base/errors.ts';
 import { MissingList } from '../../../../../plugin/file/file.ts';
+import { blobKeyOf, directoryOfKey } from '../../../../../plugin/file/store/blob-key.ts';
 import { type StoreFs, systemStoreFs } from '../../../../../plugin/file/store/store-fs.ts';
 import { bytesOf, du, faultyFs, openStore, put, read, scratchDir, sourceOf, UNIT } from './store-support.ts';
+
+describe('who vouches for bytes', () => {
+  test('images share stored bytes only when they name the same registries or the same list of chunk digests', async () => {
+    const { store } = await openStore({ rootDir: scratchDir() });
+    const bytes = bytesOf(77, 2 * UNIT);
+    const source = sourceOf(bytes);
+    const from = (host: string, repository = 'a') => ({ ...source, repositories: [{ host, repository }] });
+    const chunkList = { digest: source.digest, offsetBytes: UNIT, sizeBytes: 32, chunkBytes: UNIT };
+    const evil = await store.acquire(from('evil.example'));
+    await put(store, evil, bytes, 0, 2);
+    for (const other of [from('good.example'), { ...from('evil.example'), chunkList }]) {
+      const blob = await store.acquire(other);
+      expect(blob.isReadable(0)).toBe(false);
+      blob.release();
+    }
+    const same = await store.acquire(from('evil.example', 'b'));
+    expect(same.isReadable(0)).toBe(true);
+    await store.close();
+  });
+});
 
 describe('reading and writing', () => {
   test('a read lists every missing unit-aligned range, adjacent ones merged, cut at the end of the blob', async () => {
@@ -226,7 +247,7 @@ describe('the budget', () => {
       blob.release();
     }
     await first.store.close();
-    const dirOf = (bytes: Uint8Array): string => `${rootDir}/blobs/sha256/${sourceOf(bytes).digest.slice(7)}`;
+    const dirOf = (bytes: Uint8Array): string => `${rootDir}/blobs/sha256/${directoryOfKey(blobKeyOf(sourceOf(bytes)))}`;
     fs.utimesSync(`${dirOf(all[1]!)}/map`, 1, 1);
     fs.utimesSync(`${dirOf(all[0]!)}/map`, 2, 2);
 
@@ -379,7 +400,7 @@ describe('what lies on disk is not believed blindly', () => {
     const blob = await first.store.acquire(source);
     await put(first.store, blob, bytes, 0, 3);
     await first.store.close();
-    damage(`${rootDir}/store/blobs/sha256/${source.digest.slice(7)}`);
+    damage(`${rootDir}/store/blobs/sha256/${directoryOfKey(blobKeyOf(source))}`);
 
     const { store, events } = await openStore({ rootDir: `${rootDir}/store` });
     const again = await store.acquire(source);
