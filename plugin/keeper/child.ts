@@ -4,6 +4,8 @@
  *   starting ──ready──► ready ──exit or silence──► (killed) ──back-off──► starting
  */
 import { type ChildProcess, spawn } from 'node:child_process';
+import os from 'node:os';
+import { describeError } from '../base/errors.ts';
 import type { FromKeeper, ToKeeper } from '../base/keeper-protocol.ts';
 import type { Logger } from '../base/log.ts';
 
@@ -24,6 +26,8 @@ export interface ChildOptions {
   command(): { program: string; args: string[] };
   /** Inherited as descriptor 4, if given. */
   socketFd?: number;
+  /** As nice(2) has it; given from outside at once, so that loading the program has it too. */
+  niceness: number;
   /**
    * Silence that ends a child before it is ready, by starts in a row that did not get there: short at first, so that a start that hangs
    * does not keep readers waiting; then longer, for a disk that is slow after boot.
@@ -34,6 +38,15 @@ export interface ChildOptions {
   onRequest(message: ToKeeper, reply: (message: FromKeeper) => void): void;
   /** After the child's exit, before its next start. */
   onExit?(): void;
+}
+
+/** Sets a process's priority; without the right to, it stays as it is and the log says so. */
+export function setNiceness(pid: number, niceness: number, log: Logger): void {
+  try {
+    os.setPriority(pid, niceness);
+  } catch (error) {
+    log.warn({ pid, reason: describeError(error) }, 'priority stays as it was');
+  }
 }
 
 export class Child {
@@ -65,6 +78,7 @@ export class Child {
     const { name, log, socketFd } = this.options;
     const { program, args } = this.options.command();
     const child = spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit', 'ipc', socketFd ?? 'ignore'] });
+    if (child.pid !== undefined) setNiceness(child.pid, this.options.niceness, log);
     this.process = child;
     this.isReady = false;
     this.startedAtMs = performance.now();

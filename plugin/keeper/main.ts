@@ -14,7 +14,7 @@ import { describeError } from '../base/errors.ts';
 import { DESCRIPTOR_SOCKET_FD, type FromKeeper, type ToKeeper } from '../base/keeper-protocol.ts';
 import { createLogger } from '../base/log.ts';
 import { descriptorSocketPair, notifyServiceManager } from '../kernel/fd-passing.ts';
-import { Child } from './child.ts';
+import { Child, setNiceness } from './child.ts';
 import { Connections } from './connections.ts';
 
 /** Readers stall while the data plane is away: a replacement that does not end by itself is killed. */
@@ -23,6 +23,9 @@ const STOP_LIMIT_MS = 20_000;
 
 /** A start that hangs must not keep readers waiting; the control plane opens a database, and nobody's reads wait for it. */
 const START_LIMITS_MS = { blockd: [3500, 8000, 30_000], sidecar: [15_000, 30_000, 60_000] } as const;
+
+/** Readers in containers wait for the data plane, and for the keeper that starts it; what runs beside them does not. */
+const DATA_PLANE_NICENESS = -10;
 
 /** The control plane starts (or is replaced) when the data plane serves, so that readers have the processor first; or after this. */
 const DATA_PLANE_FIRST_MS = 1500;
@@ -97,6 +100,7 @@ const blockd = new Child({
   command: commandOf('blockd', 'blockd/main'),
   socketFd: blockdSocket,
   startLimitsMs: START_LIMITS_MS.blockd,
+  niceness: DATA_PLANE_NICENESS,
   log,
   onReady: childReady,
   onRequest: handleRequest,
@@ -105,6 +109,7 @@ const sidecar = new Child({
   name: 'sidecar',
   command: commandOf('sidecar', 'main'),
   startLimitsMs: START_LIMITS_MS.sidecar,
+  niceness: 0,
   log,
   onReady: childReady,
   onRequest: handleRequest,
@@ -154,6 +159,7 @@ process.on('SIGTERM', () => void stop(!hasStore));
 process.on('SIGINT', () => void stop(true));
 if (process.env.WATCHDOG_USEC !== undefined) setInterval(() => notifyServiceManager(notifySocket, 'WATCHDOG=1'), 1000);
 
+setNiceness(process.pid, DATA_PLANE_NICENESS, log);
 log.info({ taken: connections.list().length, socket: DESCRIPTOR_SOCKET_FD }, 'keeper started');
 await start();
 // A process that is killed never writes what it compiled; the next start is quicker for it.

@@ -1,6 +1,6 @@
 /** The keeper's care for one child, with small programs in the child's place: starts again, probes, limits, back-off. */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { silentLogger } from '../../../../plugin/base/log.ts';
@@ -30,6 +30,7 @@ function keep(program: string, startLimitsMs: readonly [number, ...number[]] = [
     name: 'child',
     command: () => ({ program: process.execPath, args: [script] }),
     startLimitsMs,
+    niceness: 5,
     log: silentLogger,
     onReady: () => undefined,
     onRequest: () => undefined,
@@ -39,6 +40,12 @@ function keep(program: string, startLimitsMs: readonly [number, ...number[]] = [
 }
 
 describe('a child', () => {
+  test('runs with the priority that it was given', async () => {
+    const pids = keep(READY);
+    await waitFor(() => child!.ready, { what: 'the first start' });
+    expect(getPriority(pids()[0])).toBe(5);
+  });
+
   test('that dies after it was ready is started again at once, however often', async () => {
     const pids = keep(READY);
     for (let n = 0; n < 6; n += 1) {
