@@ -35,8 +35,8 @@ const FRONT_BYTES = 12 * 1024 * 1024;
 
 const INTERNAL = 13;
 
-/** As long as kubelet goes on trying to start a container. */
-const PREPARE_PATIENCE_MS = 60_000;
+/** kubelet goes on trying; while the control plane is killed every second, a start on a slow link may take many tries. */
+const PREPARE_PATIENCE_MS = 600_000;
 
 /** The front of the block device that the layers make (the device itself may be declared far larger than its content). */
 async function frontOf(image: Image): Promise<{ size: number; sha256: string }> {
