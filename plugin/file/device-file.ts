@@ -6,14 +6,22 @@
  */
 import assert from 'node:assert';
 import { AppError, isAppError } from '../base/errors.ts';
-import { formatBytes, MIB } from '../base/units.ts';
+import { formatBytes, MIB, SECTOR_BYTES } from '../base/units.ts';
 import { mergeLayers, stackSizeBytes, withSourceBase } from '../image/lsmt/overlay.ts';
-import { type SegmentTable, shareSegments } from '../image/lsmt/segments.ts';
+import { isZeroed, lengthOf, type SegmentTable, shareSegments } from '../image/lsmt/segments.ts';
 import type { BlockCodec, Codec } from '../image/zfile/codec.ts';
 import type { BlobSource, DeviceSpec, LayerSpec } from './device-spec.ts';
 import type { MissingRanges, RandomAccessFile } from './file.ts';
 import { GzipFile, type GzipTables } from './gzip-file.ts';
-import { type ContentTables, createContentFile, type LayerIndex, openContent, openGzipIndex, openLayerIndex } from './open-layer.ts';
+import {
+  type ContentTables,
+  createContentFile,
+  type LayerIndex,
+  openContent,
+  openGzipIndex,
+  openLayerIndex,
+  readGzipEnd,
+} from './open-layer.ts';
 import { StackFile } from './stack-file.ts';
 
 /**
@@ -38,6 +46,9 @@ export interface DeviceTables {
   segments: SegmentTable;
   sources: SourceTables[];
 }
+
+/** What a range that an index layer maps past the end of its original means: bad input, or zeros as the reference has it. */
+export type PastTarget = 'error' | 'zeros';
 
 function blobsOfLayer(layer: LayerSpec): BlobSource[] {
   if (layer.kind === 'full') return [layer.blob];
@@ -66,9 +77,10 @@ export class DeviceOpener {
   private readonly codec: BlockCodec;
   private readonly blobIndexes: ReadonlyMap<string, number>;
   private readonly opened: (OpenedLayer | undefined)[];
+  private readonly pastTarget: PastTarget;
 
   /** `blobFiles` in the order of {@link blobsOf}. Throws FailedPrecondition when a file's size is not what the description says. */
-  constructor(spec: DeviceSpec, blobFiles: readonly RandomAccessFile[], codec: BlockCodec) {
+  constructor(spec: DeviceSpec, blobFiles: readonly RandomAccessFile[], codec: BlockCodec, options: { pastTarget?: PastTarget } = {}) {
     const blobs = blobsOf(spec);
     assert(blobs.length === blobFiles.length, 'one file for each blob');
     blobs.forEach((blob, i) => {
@@ -80,6 +92,7 @@ export class DeviceOpener {
     this.spec = spec;
     this.blobFiles = blobFiles;
     this.codec = codec;
+    this.pastTarget = options.pastTarget ?? 'error';
     this.blobIndexes = new Map(blobs.map((blob, i) => [blob.digest, i]));
     this.opened = spec.layers.map(() => undefined);
   }
@@ -137,6 +150,10 @@ export class DeviceOpener {
     const meta = this.openBlob(layer.meta, 'warp', missing);
     const target = this.openTarget(layer, missing);
     if (meta === undefined || target === undefined) return undefined;
+    if (this.pastTarget === 'error') {
+      const sizeBytes = target.kind === 'gzip' ? target.gzip.originalSizeBytes : layer.target.sizeBytes;
+      checkTargetRanges(meta.index.segments, sizeBytes, layer.meta.digest);
+    }
     return { ...meta.index, sources: [{ kind: 'layer', content: meta.content }, target] };
   }
 
@@ -146,7 +163,11 @@ export class DeviceOpener {
     const indexBlobIndex = this.indexOf(layer.gzipIndex);
     const { digest } = layer.gzipIndex;
     const gzip = openGzipIndex(this.blobFiles[indexBlobIndex]!, layer.target.sizeBytes, digest, missing);
-    return gzip === undefined ? undefined : { kind: 'gzip', blobIndex, digest: layer.target.digest, indexBlobIndex, gzip };
+    const end = readGzipEnd(this.blobFiles[blobIndex]!, missing);
+    if (gzip !== undefined && end !== undefined) checkGzipEnd(end, gzip.originalSizeBytes, layer.target.digest);
+    return gzip === undefined || end === undefined
+      ? undefined
+      : { kind: 'gzip', blobIndex, digest: layer.target.digest, indexBlobIndex, gzip };
   }
 
   private combine(layers: readonly OpenedLayer[]): DeviceTables {
@@ -164,6 +185,31 @@ export class DeviceOpener {
       sources,
     };
   }
+}
+
+/** Segments of an index layer whose `source` is this map into the original tar. */
+const FROM_TARGET = 1;
+
+/** An index that points outside its tar is not the index of this tar, and zeros would be silent data. Tars are whole sectors. */
+function checkTargetRanges(segments: SegmentTable, targetBytes: number, subject: string): void {
+  const endSector = Math.ceil(targetBytes / SECTOR_BYTES);
+  for (let i = 0; i < segments.count; i++) {
+    if (segments.source[i] !== FROM_TARGET || isZeroed(segments, i)) continue;
+    const segmentEnd = segments.moffset[i]! + lengthOf(segments, i);
+    if (segmentEnd <= endSector) continue;
+    const what = `it maps into sectors up to ${segmentEnd} of an original layer of ${endSector} sectors`;
+    throw new AppError('DataLoss', { op: 'open index layer', subject, what, details: { limit: endSector } });
+  }
+}
+
+/**
+ * The last member of a gzip file ends with the size of what it holds. It is another one when the file has more than one member, or
+ * garbage at its end: an index covers the first member alone.
+ */
+function checkGzipEnd(size: number, originalSizeBytes: number, subject: string): void {
+  if (size === originalSizeBytes % 2 ** 32) return;
+  const what = `it ends as a gzip member of ${size} bytes (modulo 2^32), its index says ${originalSizeBytes}: several members, or trailing garbage`;
+  throw new AppError('DataLoss', { op: 'open gzip layer', subject, what });
 }
 
 function checkTableBytes(sources: readonly SourceTables[], subject: string): void {
@@ -184,8 +230,9 @@ export function tryOpenDevice(
   blobFiles: readonly RandomAccessFile[],
   codec: BlockCodec,
   missing: MissingRanges,
+  options: { pastTarget?: PastTarget } = {},
 ): DeviceTables | undefined {
-  return new DeviceOpener(spec, blobFiles, codec).tryOpen(missing);
+  return new DeviceOpener(spec, blobFiles, codec, options).tryOpen(missing);
 }
 
 /**

@@ -4,7 +4,7 @@
  */
 
 import { GZIP_INDEX_HEADER_BYTES, parseGzipEntries, parseGzipIndexHeader } from '../image/gzip/gzip-index.ts';
-import { badField } from '../image/lsmt/bytes.ts';
+import { badField, readU32 } from '../image/lsmt/bytes.ts';
 import { LSMT_BLOCK_BYTES, LSMT_RECORD_BYTES, parseLsmtHeader, parseLsmtTrailer } from '../image/lsmt/header.ts';
 import { parseLayerIndex } from '../image/lsmt/layer-index.ts';
 import type { SegmentTable } from '../image/lsmt/segments.ts';
@@ -123,4 +123,17 @@ export function openGzipIndex(
   if (stored === undefined) return undefined;
   const entries = parseGzipEntries(stored, header, digest);
   return { originalSizeBytes: header.originalSizeBytes, isCompressed: header.isCompressed, entries };
+}
+
+/** Of a gzip member: header (10 bytes at least), data, CRC-32 and size. */
+const MIN_GZIP_BYTES = 18;
+
+/** The size, modulo 2^32, that the last member of a gzip file states. Throws DataLoss when the file is too small to be one. */
+export function readGzipEnd(gzip: RandomAccessFile, missing: MissingRanges): number | undefined {
+  if (gzip.sizeBytes < MIN_GZIP_BYTES) {
+    const expected = `at least ${MIN_GZIP_BYTES} bytes`;
+    throw badField({ op: 'open gzip layer', subject: 'target', field: 'file size', found: gzip.sizeBytes, expected, offsetBytes: 0 });
+  }
+  const end = readEnd(gzip, 4, missing);
+  return end === undefined ? undefined : readU32(end, 0);
 }

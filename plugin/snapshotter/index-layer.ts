@@ -90,9 +90,10 @@ export function indexSpecOf(
   if (meta === undefined) return { refusal: `it has no ${fsType} metadata, which the layers below it have` };
   const { blob: target, mediaType } = original;
   const compression = layerCompression(mediaType);
-  if (compression === 'none') return { spec: { kind: 'index', meta, target } };
-  if (compression === 'gzip') {
+  if (compression === 'none' || compression === 'gzip') {
+    // The media type may be wrong (containerd looks at the bytes); an index of a gzip file is checked against it.
     if (layer.gzipIndex !== undefined) return { spec: { kind: 'index', meta, target, gzipIndex: layer.gzipIndex } };
+    if (compression === 'none') return { spec: { kind: 'index', meta, target } };
     return { refusal: 'its original layer is compressed with gzip and it carries no index of it' };
   }
   const what =

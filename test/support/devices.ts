@@ -1,7 +1,7 @@
 /** Devices over bytes in memory, for tests: descriptions from layers, opening in rounds, reading and hashing whole files. */
 import { createHash } from 'node:crypto';
 import { sha256 } from '../../plugin/base/digest.ts';
-import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables } from '../../plugin/file/device-file.ts';
+import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables, type PastTarget } from '../../plugin/file/device-file.ts';
 import type { BlobSource, DeviceSpec, LayerSpec } from '../../plugin/file/device-spec.ts';
 import { MemoryFile, MissingList, type MissingRanges, type RandomAccessFile } from '../../plugin/file/file.ts';
 import { createContentFile, openContent } from '../../plugin/file/open-layer.ts';
@@ -62,9 +62,12 @@ export class PartialFile implements RandomAccessFile {
 }
 
 /** Opens a device whose blobs are wholly local. Throws what opening throws. */
-export function openMemoryDevice(device: MemoryDevice): { tables: DeviceTables; files: RandomAccessFile[]; file: RandomAccessFile } {
+export function openMemoryDevice(
+  device: MemoryDevice,
+  options: { pastTarget?: PastTarget } = {},
+): { tables: DeviceTables; files: RandomAccessFile[]; file: RandomAccessFile } {
   const files = blobsOf(device.spec).map((blob) => new MemoryFile(device.bytesByDigest.get(blob.digest)!));
-  const tables = new DeviceOpener(device.spec, files, loadCodec()).tryOpen(new MissingList());
+  const tables = new DeviceOpener(device.spec, files, loadCodec(), options).tryOpen(new MissingList());
   if (tables === undefined) throw new Error('nothing can be missing in memory');
   return { tables, files, file: createDeviceFile(tables, files, loadCodec()) };
 }

@@ -78,7 +78,16 @@ describe('hostile tar', () => {
 describe('hostile warp', () => {
   const target = readFixture('synth/warp.target');
   test.each(fixtureNames('hostile/warp/'))('%s', (name) => {
-    expectVerdict(name, () => hashFile(openMemoryDevice(memoryDevice([{ meta: readFixture(name), target }])).file));
+    expectVerdict(name, () =>
+      hashFile(openMemoryDevice(memoryDevice([{ meta: readFixture(name), target }]), { pastTarget: 'zeros' }).file),
+    );
+  });
+});
+
+describe('hostile warp, as a device is opened', () => {
+  test('an index that points past its original is refused', () => {
+    const meta = readFixture('hostile/warp/remote-past-target.lsmt');
+    expect(() => openMemoryDevice(memoryDevice([{ meta, target: readFixture('synth/warp.target') }]))).toThrow(/maps into sectors up to/);
   });
 });
 

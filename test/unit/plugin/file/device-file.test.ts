@@ -1,9 +1,12 @@
 /** Proves the behaviour of opened devices: rounds of fetching, odd reads, corrupt blocks, threads, refused descriptions. */
 import { Worker } from 'node:worker_threads';
+import { gzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { AppError } from '../../../../plugin/base/errors.ts';
 import { blobsOf, createDeviceFile, DeviceOpener, tryOpenDevice } from '../../../../plugin/file/device-file.ts';
 import { MemoryFile, MissingList } from '../../../../plugin/file/file.ts';
+import { lengthOf } from '../../../../plugin/image/lsmt/segments.ts';
+import { crc32c } from '../../../../plugin/image/zfile/crc32c.ts';
 import { loadCodec } from '../../../../plugin/kernel/codecs.ts';
 import { type MemoryDevice, memoryDevice, openMemoryDevice, PartialFile, readWhole } from '../../../support/devices.ts';
 import { readFixture } from '../../../support/fixtures.ts';
@@ -50,7 +53,7 @@ describe('opening', () => {
       if (tables !== undefined) break;
       rounds++;
       expect(missing.ranges.length).toBeGreaterThan(0);
-      if (rounds === 1) expect(new Set(missing.ranges.map((range) => range.blobId)).size).toBe(5);
+      if (rounds === 1) expect(new Set(missing.ranges.map((range) => range.blobId)).size).toBe(6);
       for (const range of missing.ranges) {
         expect(range.offsetBytes + range.lengthBytes).toBeLessThanOrEqual(files[range.blobId]!.sizeBytes);
         files[range.blobId]!.fetch(range.offsetBytes, range.lengthBytes);
@@ -103,12 +106,48 @@ describe('opening', () => {
   test('full and index layers mix in one stack, a blob used twice included', () => {
     const warp = { meta: readFixture('synth/warp.lsmt'), target: readFixture('synth/warp.target') };
     const a = readFixture('synth/a.lsmt');
-    const top = readWhole(openMemoryDevice(memoryDevice([warp, a])).file);
-    const twice = openMemoryDevice(memoryDevice([a, warp, a]));
+    const top = readWhole(openMemoryDevice(memoryDevice([warp, a]), { pastTarget: 'zeros' }).file);
+    const twice = openMemoryDevice(memoryDevice([a, warp, a]), { pastTarget: 'zeros' });
     expect(twice.files.length).toBe(3);
     expect(Buffer.from(readWhole(twice.file)).equals(top)).toBe(true);
     // The topmost size wins: the small layer on top makes the device small.
     expect(twice.tables.deviceSizeBytes).toBe(1048576);
+  });
+});
+
+describe('originals that are not what an index was made of', () => {
+  const gzip = readFixture('oci/l2.tar.gz');
+  const meta = readFixture('turbo/tar/l2.ext4.fs.meta');
+  /** The golden index, for a file of another size. */
+  const indexFor = (bytes: Uint8Array): Uint8Array => {
+    const index = Buffer.from(readFixture('turbo/targz/l2.gzip.meta'));
+    index.writeBigUInt64LE(BigInt(bytes.length), 33);
+    index.writeUInt32LE(crc32c(0, index, 0, 329), 329);
+    return index;
+  };
+  const open = (target: Uint8Array) => openMemoryDevice(memoryDevice([{ meta, target, gzipIndex: indexFor(target) }]));
+
+  test('the original itself opens', () => {
+    expect(open(gzip).tables.deviceSizeBytes).toBe(1 << 30);
+  });
+
+  test('a second member is refused', () => {
+    expect(() => open(Buffer.concat([gzip, gzipSync('one more member')]))).toThrow(/several members, or trailing garbage/);
+  });
+
+  test('garbage after the member is refused', () => {
+    expect(() => open(Buffer.concat([gzip, Buffer.alloc(512, 0x5a)]))).toThrow(/several members, or trailing garbage/);
+  });
+
+  test('a tar that ends before what the index maps is refused; a last sector that is cut is not', () => {
+    const tar = readFixture('oci/l2.tar');
+    const { tables } = openMemoryDevice(memoryDevice([{ meta, target: tar }]));
+    let end = 0;
+    for (let i = 0; i < tables.segments.count; i++) {
+      if (tables.segments.source[i] === 1) end = Math.max(end, (tables.segments.moffset[i]! + lengthOf(tables.segments, i)) * 512);
+    }
+    openMemoryDevice(memoryDevice([{ meta, target: tar.subarray(0, end - 100) }]));
+    expect(() => openMemoryDevice(memoryDevice([{ meta, target: tar.subarray(0, end - 512) }]))).toThrow(/maps into sectors up to/);
   });
 });
 
