@@ -53,7 +53,7 @@ export class BlobFetches {
     this.asker = handle;
     this.group = group;
     setMaxListeners(0, this.gone.signal);
-    this.streams = new StreamDetector(handle.unitCount);
+    this.streams = new StreamDetector(handle.unitCount, (unit) => handle.isAccessed(unit));
     this.mirrors = new UnitMirrors(handle.unitCount);
   }
 

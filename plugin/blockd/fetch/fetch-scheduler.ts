@@ -174,7 +174,7 @@ export class FetchScheduler {
       const end = Math.ceil((range.offsetBytes + range.lengthBytes) / FETCH_UNIT_BYTES);
       this.collect(blob, first, end, priority, avoidMirrors, fetches);
       if (priority !== 'demand') continue;
-      const ahead = blob.streams.onMiss(first, end);
+      const ahead = blob.streams.onMiss(first, end, this.clock.monotonicMs());
       if (ahead !== undefined) this.prefetch(blob, ahead);
     }
     if (priority === 'demand' && fetches.size > 0) {
@@ -283,7 +283,7 @@ export class FetchScheduler {
   readAhead(handle: BlobHandle, offsetBytes: number): void {
     const blob = this.blobs.get(handle.blobId);
     if (blob === undefined || this.stop.signal.aborted) return;
-    const ahead = blob.streams.onMark(Math.floor(offsetBytes / FETCH_UNIT_BYTES));
+    const ahead = blob.streams.onMark(Math.floor(offsetBytes / FETCH_UNIT_BYTES), this.clock.monotonicMs());
     if (ahead === undefined) return;
     this.prefetch(blob, ahead);
     this.runner.dispatch();

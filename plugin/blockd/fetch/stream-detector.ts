@@ -6,7 +6,8 @@
  *   ──read──►│   fetched    │M  or on its way  │  next window, twice as long …
  *
  * Random reads must cost nothing: only the second miss in a row that continues another, with at least three units in all, makes a
- * stream. Then 128 KiB ahead, 256 KiB, … 4 MiB.
+ * stream. Then 128 KiB ahead, 256 KiB, … 4 MiB, as long as what was brought is read: a stream whose reader leaves a quarter of it out
+ * gets shorter windows, and one that leaves out half, or pauses, is none. A container's start hops through its libraries like that.
  */
 import { FETCH_STREAM_BYTES, FETCH_UNIT_BYTES } from '../../base/limits.ts';
 
@@ -20,6 +21,7 @@ export interface ReadAhead {
 interface Candidate {
   startUnit: number;
   nextUnit: number;
+  advancedAtMs: number;
 }
 
 interface Stream {
@@ -27,6 +29,9 @@ interface Stream {
   markUnit: number;
   aheadEnd: number;
   windowUnits: number;
+  /** From here on nobody has looked whether the reader came. */
+  judgedUnit: number;
+  advancedAtMs: number;
 }
 
 const FIRST_WINDOW_UNITS = 2;
@@ -35,6 +40,10 @@ const FIRST_WINDOW_MAX_UNITS = FETCH_STREAM_BYTES / FETCH_UNIT_BYTES;
 /** 4 MiB: four requests in flight fill 1 Gbit/s at 30 ms. */
 const WINDOW_MAX_UNITS = (4 * FETCH_STREAM_BYTES) / FETCH_UNIT_BYTES;
 const STREAM_UNITS_MIN = 3;
+/** Fewer units say nothing: requests of one reader may come a little out of order. */
+const JUDGED_UNITS_MIN = 4;
+/** A reader that pauses for longer has got what it wanted; at the slowest link that streams make sense on, a window comes in less. */
+const IDLE_MS = 2_000;
 /** Readers of several files of one layer at once; more lose the oldest. */
 const MAX_STREAMS = 8;
 const MAX_CANDIDATES = 16;
@@ -43,65 +52,92 @@ const DISORDER_UNITS = FETCH_STREAM_BYTES / FETCH_UNIT_BYTES;
 
 export class StreamDetector {
   private readonly unitCount: number;
+  private readonly isAccessed: (unit: number) => boolean;
   /** Least recently advanced first, both. */
   private readonly candidates: Candidate[] = [];
   private readonly streams: Stream[] = [];
 
-  constructor(unitCount: number) {
+  /** `isAccessed`: some reader has read the unit. */
+  constructor(unitCount: number, isAccessed: (unit: number) => boolean) {
     this.unitCount = unitCount;
+    this.isAccessed = isAccessed;
   }
 
   /** A reader wants units that were not local. Returns what to fetch beyond them. */
-  onMiss(firstUnit: number, endUnit: number): ReadAhead | undefined {
+  onMiss(firstUnit: number, endUnit: number, nowMs: number): ReadAhead | undefined {
+    this.forgetIdle(nowMs);
     const stream = this.streams.find((s) => firstUnit >= s.nextUnit - DISORDER_UNITS && firstUnit <= s.aheadEnd);
     if (stream !== undefined) {
-      this.touch(stream);
+      this.touch(stream, nowMs);
       stream.nextUnit = Math.max(stream.nextUnit, endUnit);
-      return endUnit > stream.markUnit ? this.extend(stream) : undefined;
+      return endUnit > stream.markUnit ? this.extend(stream, firstUnit) : undefined;
     }
     const known = this.candidates.find((c) => firstUnit >= c.startUnit && firstUnit <= c.nextUnit);
     if (known === undefined) {
-      this.candidates.push({ startUnit: firstUnit, nextUnit: endUnit });
+      this.candidates.push({ startUnit: firstUnit, nextUnit: endUnit, advancedAtMs: nowMs });
       if (this.candidates.length > MAX_CANDIDATES) this.candidates.shift();
       return undefined;
     }
     if (endUnit <= known.nextUnit) return undefined;
     known.nextUnit = endUnit;
-    if (endUnit - known.startUnit < STREAM_UNITS_MIN) return undefined;
+    known.advancedAtMs = nowMs;
     this.candidates.splice(this.candidates.indexOf(known), 1);
-    return this.establish(firstUnit, endUnit);
+    if (endUnit - known.startUnit < STREAM_UNITS_MIN) {
+      this.candidates.push(known);
+      return undefined;
+    }
+    return this.establish(firstUnit, endUnit, nowMs);
   }
 
   /** A reader hit the marked unit. Undefined: the stream is forgotten, or the blob ends. */
-  onMark(unit: number): ReadAhead | undefined {
+  onMark(unit: number, nowMs: number): ReadAhead | undefined {
+    this.forgetIdle(nowMs);
     const stream = this.streams.find((s) => s.markUnit === unit);
     if (stream === undefined) return undefined;
-    this.touch(stream);
+    this.touch(stream, nowMs);
     stream.nextUnit = Math.max(stream.nextUnit, unit + 1);
-    return this.extend(stream);
+    return this.extend(stream, unit);
   }
 
-  private establish(firstUnit: number, endUnit: number): ReadAhead | undefined {
+  private establish(firstUnit: number, endUnit: number, nowMs: number): ReadAhead | undefined {
     const windowUnits = Math.min(FIRST_WINDOW_MAX_UNITS, Math.max(FIRST_WINDOW_UNITS, 2 * (endUnit - firstUnit)));
-    const stream = { nextUnit: endUnit, markUnit: endUnit, aheadEnd: endUnit, windowUnits };
+    const stream = { nextUnit: endUnit, markUnit: endUnit, aheadEnd: endUnit, windowUnits, judgedUnit: endUnit, advancedAtMs: nowMs };
     this.streams.push(stream);
     if (this.streams.length > MAX_STREAMS) this.streams.shift();
-    return this.extend(stream);
+    return this.extend(stream, endUnit);
   }
 
-  private extend(stream: Stream): ReadAhead | undefined {
+  /** The reader is at `readUnit`; what lies before was its own choice. */
+  private extend(stream: Stream, readUnit: number): ReadAhead | undefined {
     const firstUnit = Math.max(stream.aheadEnd, stream.nextUnit);
-    if (firstUnit >= this.unitCount) {
+    const leftOut = this.judge(stream, readUnit);
+    if (firstUnit >= this.unitCount || leftOut >= 0.5) {
       this.streams.splice(this.streams.indexOf(stream), 1);
       return undefined;
     }
+    if (leftOut >= 0.25) stream.windowUnits = Math.max(FIRST_WINDOW_UNITS, Math.floor(stream.windowUnits / 4));
     stream.aheadEnd = Math.min(this.unitCount, firstUnit + stream.windowUnits);
     stream.markUnit = firstUnit + Math.floor((stream.aheadEnd - firstUnit) / 2);
     stream.windowUnits = Math.min(WINDOW_MAX_UNITS, stream.windowUnits * 2);
     return { firstUnit, endUnit: stream.aheadEnd, markUnit: stream.markUnit };
   }
 
-  private touch(stream: Stream): void {
+  /** The share of units before `readUnit` that were read ahead and that nobody has read; 0 while there are too few to say. */
+  private judge(stream: Stream, readUnit: number): number {
+    const count = readUnit - stream.judgedUnit;
+    if (count < JUDGED_UNITS_MIN) return 0;
+    let accessed = 0;
+    for (let unit = stream.judgedUnit; unit < readUnit; unit += 1) if (this.isAccessed(unit)) accessed += 1;
+    stream.judgedUnit = readUnit;
+    return 1 - accessed / count;
+  }
+
+  private forgetIdle(nowMs: number): void {
+    for (const list of [this.candidates, this.streams]) while (list.length > 0 && nowMs - list[0]!.advancedAtMs > IDLE_MS) list.shift();
+  }
+
+  private touch(stream: Stream, nowMs: number): void {
+    stream.advancedAtMs = nowMs;
     if (this.streams.at(-1) === stream) return;
     this.streams.splice(this.streams.indexOf(stream), 1);
     this.streams.push(stream);
