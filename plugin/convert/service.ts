@@ -14,12 +14,11 @@ import type { Database } from '../../db/database.ts';
 import { EventStore } from '../../db/event-store.ts';
 import { NotificationStore } from '../../db/notification-store.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
-import { sha256 } from '../base/digest.ts';
 import { AppError, describeError } from '../base/errors.ts';
 import { MAX_BLOB_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
 import { parseReference } from '../registry/reference.ts';
-import { CgroupParent, findHierarchies } from './jobs/cgroup.ts';
+import { CgroupParent, cgroupNameOf, findHierarchies } from './jobs/cgroup.ts';
 import { DatabaseLedger } from './jobs/database-ledger.ts';
 import type { ConvertJob } from './jobs/job.ts';
 import { runAttempt } from './jobs/job-process.ts';
@@ -297,9 +296,8 @@ class Service implements ConvertService {
 
   /** Where cgroups cannot be had, jobs say so one by one; the service starts. */
   private async findCgroups(): Promise<void> {
-    const name = `overlaybd-convert-${sha256(this.options.rootDir).slice(7, 15)}`;
     try {
-      this.cgroups = new CgroupParent(name, await findHierarchies());
+      this.cgroups = new CgroupParent(cgroupNameOf(this.options.rootDir), await findHierarchies());
       await this.cgroups.reap();
     } catch (error) {
       this.options.logger.warn({ reason: describeError(error) }, 'cgroups of earlier conversions could not be looked through');

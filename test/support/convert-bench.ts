@@ -1,10 +1,10 @@
 /** The conversion service alone, over a database in a scratch directory, with short waits. Ours. */
-import { readdirSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { chmod } from 'node:fs/promises';
 import { type Database, openDatabase } from '../../db/database.ts';
 import { EventStore } from '../../db/event-store.ts';
 import { silentLogger } from '../../plugin/base/log.ts';
-import { findHierarchies } from '../../plugin/convert/jobs/cgroup.ts';
+import { cgroupNameOf, findHierarchies } from '../../plugin/convert/jobs/cgroup.ts';
 import { type ConvertJob, type ConvertOptions, type ConvertService, startConvert } from '../../plugin/convert/service.ts';
 import { allProcesses, type ProcessInfo } from './process.ts';
 import { Scratch } from './scratch.ts';
@@ -18,18 +18,16 @@ export class ConvertBench implements AsyncDisposable {
   database!: Database;
   service!: ConvertService;
   private readonly overrides: Partial<ConvertOptions>;
-  private readonly cgroupsBefore: readonly string[];
 
-  private constructor(scratch: Scratch, root: string, overrides: Partial<ConvertOptions>, cgroupsBefore: readonly string[]) {
+  private constructor(scratch: Scratch, root: string, overrides: Partial<ConvertOptions>) {
     this.scratch = scratch;
     this.root = root;
     this.overrides = overrides;
-    this.cgroupsBefore = cgroupsBefore;
   }
 
   static async start(overrides: Partial<ConvertOptions> = {}): Promise<ConvertBench> {
     const scratch = await Scratch.create('convert');
-    const bench = new ConvertBench(scratch, await scratch.dir('root'), overrides, await convertCgroups());
+    const bench = new ConvertBench(scratch, await scratch.dir('root'), overrides);
     await bench.startAgain();
     return bench;
   }
@@ -108,29 +106,27 @@ export class ConvertBench implements AsyncDisposable {
     const staging = readdirSync(this.root, { recursive: true })
       .map(String)
       .filter((name) => name !== 'convert');
-    const cgroups = (await convertCgroups()).filter((path) => !this.cgroupsBefore.includes(path));
+    const cgroups = await convertCgroups(this.root);
     return [...this.workers().map((p) => `process ${p.pid}`), ...staging, ...cgroups.filter((path) => /job-/.test(path))];
   }
 
   /** Fails when anything is left. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop();
-    const left = [...(await this.leftovers()), ...(await convertCgroups()).filter((path) => !this.cgroupsBefore.includes(path))];
+    const left = [...(await this.leftovers()), ...(await convertCgroups(this.root))];
     await this.scratch[Symbol.asyncDispose]();
     if (left.length > 0) throw new Error(`conversion left:\n${left.join('\n')}`);
   }
 }
 
-/** Cgroups of conversions, on the whole machine. */
-export async function convertCgroups(): Promise<string[]> {
+/** Cgroups of the conversions of one instance, and their parents. */
+export async function convertCgroups(rootDir: string): Promise<string[]> {
   const found = new Set<string>();
   for (const { mountPoint } of (await findHierarchies()).values()) {
-    for (const entry of readdirSync(mountPoint, { withFileTypes: true })) {
-      if (!entry.isDirectory() || !entry.name.startsWith('overlaybd-convert-')) continue;
-      const parent = `${mountPoint}/${entry.name}`;
-      found.add(parent);
-      for (const job of readdirSync(parent, { withFileTypes: true })) if (job.isDirectory()) found.add(`${parent}/${job.name}`);
-    }
+    const parent = `${mountPoint}/${cgroupNameOf(rootDir)}`;
+    if (!existsSync(parent)) continue;
+    found.add(parent);
+    for (const job of readdirSync(parent, { withFileTypes: true })) if (job.isDirectory()) found.add(`${parent}/${job.name}`);
   }
   return [...found].sort();
 }

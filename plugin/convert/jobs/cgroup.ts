@@ -8,6 +8,7 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { sha256 } from '../../base/digest.ts';
 import { errnoOf } from '../../base/errors.ts';
 
 export type Controller = 'cpu' | 'memory';
@@ -83,6 +84,11 @@ export class JobCgroup {
   async remove(): Promise<void> {
     for (const directory of this.directories) await removeCgroup(directory);
   }
+}
+
+/** The name of a control plane's cgroups: its own, told by the product's root directory. */
+export function cgroupNameOf(rootDir: string): string {
+  return `overlaybd-convert-${sha256(rootDir).slice(7, 15)}`;
 }
 
 /** The cgroups of one control plane. */

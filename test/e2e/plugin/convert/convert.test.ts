@@ -152,7 +152,7 @@ test('kill -9 of the control plane in the middle: nothing of the job lives on, a
   expect(workerPids()).toEqual([]);
   const staging = join(sidecar.root, 'convert');
   expect(existsSync(staging) ? readdirSync(staging) : []).toEqual([]);
-  expect((await convertCgroups()).filter((path) => path.includes('/job-'))).toEqual([]);
+  expect((await convertCgroups(sidecar.root)).filter((path) => path.includes('/job-'))).toEqual([]);
 });
 
 /** Processes of conversions of this host. */

@@ -56,7 +56,7 @@ test('a job converts in a process of its own, within its cgroup, nice and first 
   expect(job).toMatchObject({ state: 'PENDING', targetTag: '1_containerd_accelerated', trigger: 'manual' });
   const { pid } = await b.worker();
   await waitFor(() => b.service.job(job.id).progress.readBytes > 0, { what: 'the first bytes' });
-  const cgroups = (await convertCgroups()).filter((path) => path.includes('job-'));
+  const cgroups = (await convertCgroups(b.root)).filter((path) => path.includes('job-'));
   expect(cgroups.length).toBeGreaterThan(0);
   for (const path of cgroups) expect(readFileSync(`${path}/cgroup.procs`, 'utf8').split('\n')).toContain(String(pid));
   const limit = cgroups.flatMap((path) => ['memory.max', 'memory.limit_in_bytes'].map((name) => `${path}/${name}`)).map(readIfThere);
