@@ -92,6 +92,7 @@ export class Devices {
   /** Names of connections that are being ended, whose paths are not free yet. */
   private readonly orphans = new Set<string>();
   private readonly missed: MissedReads;
+  private hasWarnedOfKernel = false;
 
   constructor(options: DevicesOptions) {
     this.options = options;
@@ -172,7 +173,14 @@ export class Devices {
     }
     attachment.isDetached = true;
     if (attachment.state === 'attached') attachment.state = 'releasing';
-    await this.options.unmount([attachment.devicePath], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+    try {
+      await this.options.unmount([attachment.devicePath], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+    } catch (error) {
+      // Still there, so that the next detach tries again.
+      attachment.isDetached = false;
+      if (attachment.state === 'releasing') attachment.state = 'attached';
+      throw error;
+    }
   }
 
   list(): DeviceStatus[] {
@@ -188,6 +196,7 @@ export class Devices {
       device.misses += 1;
       void this.missed.serve(message, device);
     } else if (message.type === 'interrupt') this.missed.interrupt(message.slot, message.uniqueLow, message.uniqueHigh);
+    else if (message.type === 'cannotResend') this.warnOfKernel();
     else if (message.type === 'readAhead') device.readAhead(message.blobId, message.offsetBytes);
     else if (message.type === 'gone') void this.release(attachment, message.slot);
   }
@@ -321,6 +330,15 @@ export class Devices {
       await this.options.unmount([devicePath], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
       await fs.rm(devicePath, { force: true });
     }
+  }
+
+  /** Said once: it holds for every device of this kernel. */
+  private warnOfKernel(): void {
+    if (this.hasWarnedOfKernel) return;
+    this.hasWarnedOfKernel = true;
+    const message = 'this kernel cannot repeat requests (before 6.9): reads under way when blockd is killed or replaced will hang';
+    this.options.log.warn(message);
+    this.options.events.add({ severity: 'warning', kind: 'kernel.cannot-resend', subject: 'fuse', message });
   }
 
   private readFailed(device: OpenDevice, offsetBytes: number, error: unknown): void {

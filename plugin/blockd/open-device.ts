@@ -7,6 +7,7 @@ import type { Clock } from '../base/clock.ts';
 import { AppError, isAppError } from '../base/errors.ts';
 import { FETCH_UNIT_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
+import { MIB } from '../base/units.ts';
 import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables } from '../file/device-file.ts';
 import type { DeviceSpec } from '../file/device-spec.ts';
 import { MissingList, type MissingRanges, type RandomAccessFile } from '../file/file.ts';
@@ -21,6 +22,9 @@ import { LogLimiter } from './log-limiter.ts';
 
 /** Wrapper, header, trailer, tables, and a few rounds for each dependency between them; more means that a format loops. */
 const MAX_OPEN_ROUNDS = 64;
+
+/** Asked of the scheduler at once; its own limit is twice that. */
+const BATCH_BYTES = 32 * MIB;
 
 export interface BlobRange {
   blobId: number;
@@ -161,12 +165,31 @@ async function fetchRanges(
 ): Promise<void> {
   const byBlob = Map.groupBy(ranges, (range) => range.blobId);
   await Promise.all(
-    [...byBlob].map(([blobId, wanted]) => {
+    [...byBlob].map(async ([blobId, wanted]) => {
       const handle = handles.find((candidate) => candidate.blobId === blobId);
       assert(handle !== undefined, 'a read misses only blobs of its device');
-      return scheduler.ensure(handle, wanted, 'demand', signal);
+      for (const some of batches(wanted)) await scheduler.ensure(handle, some, 'demand', signal);
     }),
   );
+}
+
+/** Ranges in portions that the scheduler takes; the tables of a large layer are more than one. */
+function* batches(ranges: readonly BlobRange[]): Generator<BlobRange[]> {
+  let batch: BlobRange[] = [];
+  let bytes = 0;
+  for (const range of ranges) {
+    for (let at = 0; at < range.lengthBytes; at += BATCH_BYTES / 2) {
+      const lengthBytes = Math.min(BATCH_BYTES / 2, range.lengthBytes - at);
+      if (bytes + lengthBytes > BATCH_BYTES) {
+        yield batch;
+        batch = [];
+        bytes = 0;
+      }
+      batch.push({ blobId: range.blobId, offsetBytes: range.offsetBytes + at, lengthBytes });
+      bytes += lengthBytes;
+    }
+  }
+  if (batch.length > 0) yield batch;
 }
 
 /** A blob's file that remembers which units were looked at. */

@@ -13,8 +13,8 @@ export interface WorkerStart {
 }
 
 export const CONTROL = { STOP: 0, MAIL: 1 } as const;
-/** BEATS grows with each request and each wait, so that a worker which hangs anywhere is one whose count stands still. */
-export const STAT = { BEATS: 0, REQUESTS: 1, READS: 2, MISSES: 3, BYTES: 4, COUNT: 5 } as const;
+/** TID: the worker's thread, as /proc knows it. BEATS grows with each request and each wait, so that a worker which hangs anywhere is one whose count stands still. */
+export const STAT = { BEATS: 0, REQUESTS: 1, READS: 2, MISSES: 3, BYTES: 4, TID: 5, COUNT: 6 } as const;
 
 /** To a worker. A slot names one device in this process and is never used twice. */
 export type ToWorker =
@@ -41,6 +41,8 @@ export type FromWorker =
   | { type: 'interrupt'; slot: number; uniqueLow: number; uniqueHigh: number }
   /** A reader came to the marked unit of a read-ahead window. */
   | { type: 'readAhead'; slot: number; blobId: number; offsetBytes: number }
+  /** The kernel cannot repeat requests: reads that are under way when this process dies will hang. */
+  | { type: 'cannotResend'; slot: number }
   /** The kernel released the connection: no user is left. */
   | { type: 'gone'; slot: number }
   /** Answer to `remove`: this worker will not touch the slot's descriptors again. */

@@ -9,6 +9,7 @@ import { Worker } from 'node:worker_threads';
 import type { DeviceTables } from '../file/device-file.ts';
 import type { SharedBlob } from '../file/store/blob-file.ts';
 import { addToEpoll, createEpoll, removeFromEpoll, wakeAll } from '../kernel/epoll.ts';
+import { isInDiskSleep } from '../kernel/killed.ts';
 import { lastErrno, libc, systemCallError } from '../kernel/libc.ts';
 import { CONTROL, type FromWorker, STAT, type ToWorker, type WorkerStart } from './messages.ts';
 import { OUT_HEADER_BYTES, resendNotification } from './protocol.ts';
@@ -23,6 +24,9 @@ const MAX_LOOK_GAP_MS = 2000;
  * successor: far above what it needs.
  */
 const MAX_WORKER_HEAP_MB = 512;
+
+/** A worker silent for this long may be waiting for the disk. */
+const DISK_LOOK_MS = 1000;
 
 /** Slots begin at 1. */
 const NO_SLOT = 0;
@@ -158,7 +162,9 @@ export class FusePool {
     for (const [i, stats] of this.stats.entries()) {
       const count = stats[STAT.BEATS]!;
       const last = this.beats[i];
-      if (wasAway || last === undefined || last.count !== count || count === 0) this.beats[i] = { count, atMs: nowMs };
+      const isAlive = wasAway || last === undefined || last.count !== count || count === 0;
+      // A slow disk is not a fault of the process, and killing it would help no read.
+      if (isAlive || (nowMs - last.atMs > DISK_LOOK_MS && isInDiskSleep(stats[STAT.TID]!))) this.beats[i] = { count, atMs: nowMs };
       else longestMs = Math.max(longestMs, nowMs - last.atMs);
     }
     return longestMs;

@@ -132,9 +132,12 @@ function serve(slot: number, device: Served, length: number): void {
     case OPCODE.STATFS:
       sendAnswer(device.fd, writeStatfs(answer, request, device.file.sizeBytes));
       return;
-    case OPCODE.INIT:
-      sendAnswer(device.fd, writeInit(answer, request, readInit(request, length), start.maxBackground).bytes);
+    case OPCODE.INIT: {
+      const { bytes, canResend } = writeInit(answer, request, readInit(request, length), start.maxBackground);
+      sendAnswer(device.fd, bytes);
+      if (!canResend) post({ type: 'cannotResend', slot });
       return;
+    }
     case OPCODE.RELEASE:
     case OPCODE.FLUSH:
     case OPCODE.DESTROY:
@@ -163,8 +166,11 @@ function drain(slot: number, device: Served): void {
     const length = libc.read(device.fd, request, REQUEST_BUFFER_BYTES);
     if (length < IN_HEADER_BYTES) {
       const errno = length < 0 ? lastErrno() : 0;
-      // ENOENT: the request was aborted between wake-up and read; EINTR likewise. EAGAIN: another worker took it.
-      if (errno === ERRNO.EAGAIN || errno === ERRNO.EINTR || errno === ERRNO.ENOENT) return;
+      if (errno === ERRNO.EAGAIN) return;
+      // ENOENT: the request was taken back between wake-up and read. There may be others, and no further edge tells of them.
+      if (errno === ERRNO.ENOENT || errno === ERRNO.EINTR) continue;
+      // Anything but the connection's end (ENOMEM, say) passes: try again.
+      if (errno !== ERRNO.ENODEV && errno !== ERRNO.ECONNABORTED) break;
       removeFromEpoll(start.epollFd, device.fd);
       devices.delete(slot);
       post({ type: 'gone', slot });
@@ -177,6 +183,7 @@ function drain(slot: number, device: Served): void {
   rearm(start.epollFd, device.fd, slot);
 }
 
+stats[STAT.TID] = libc.gettid();
 while (Atomics.load(control, CONTROL.STOP) === 0) {
   stats[STAT.BEATS]! += 1;
   const slot = waiter.wait(WAIT_MS);

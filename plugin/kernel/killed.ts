@@ -1,4 +1,4 @@
-/** Whether a thread is being killed: SIGKILL pends for it or its process. Source: proc_pid_status(5), SigPnd and ShdPnd. */
+/** What /proc tells of threads. Source: proc_pid_status(5), SigPnd and ShdPnd; proc_pid_stat(5), state. */
 import fs from 'node:fs';
 import { constants } from 'node:os';
 import { errnoOf } from '../base/errors.ts';
@@ -16,4 +16,15 @@ export function isBeingKilled(tid: number): boolean {
   }
   const pending = [...status.matchAll(/^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$/gm)].map((match) => BigInt(`0x${match[1]}`));
   return pending.some((mask) => (mask & KILL_BIT) !== 0n);
+}
+
+/** True for a thread of this process that waits for a disk or the kernel and cannot be interrupted (state D). */
+export function isInDiskSleep(tid: number): boolean {
+  try {
+    const stat = fs.readFileSync(`/proc/self/task/${tid}/stat`, 'latin1');
+    return stat.slice(stat.lastIndexOf(')') + 2).startsWith('D');
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT' || errnoOf(error) === 'ESRCH') return false;
+    throw error;
+  }
 }

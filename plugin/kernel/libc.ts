@@ -53,6 +53,7 @@ export const libc = {
   ) => number,
   read: lib.func('intptr_t read(int fd, void *buffer, size_t count)') as (fd: number, buffer: Uint8Array, count: number) => number,
   write: lib.func('intptr_t write(int fd, const void *buffer, size_t count)') as (fd: number, buffer: Uint8Array, count: number) => number,
+  gettid: lib.func('int gettid()') as () => number,
   close: lib.func('int close(int fd)') as (fd: number) => number,
   epollCreate: lib.func('int epoll_create1(int flags)') as (flags: number) => number,
   epollControl: lib.func('int epoll_ctl(int epfd, int op, int fd, void *event)') as (
@@ -110,6 +111,7 @@ export const ERRNO = {
   EBUSY: 16,
   ENODEV: 19,
   EINVAL: 22,
+  ECONNABORTED: 103,
   ENOTBLK: 15,
   ENOSYS: 38,
   ENXIO: 6,

@@ -42,24 +42,37 @@ function sniffFsType(devicePath: string): 'erofs' | 'ext4' {
   });
 }
 
-/** Read-ahead of the file system that `path` lies on, found by its device number. Absent files mean a kernel without the knob. */
-function setReadAhead(path: string, readAheadKib: number): void {
-  const dev = fs.statSync(path).dev;
-  const file = `/sys/class/bdi/${(dev >> 8) & 0xfff}:${(dev & 0xff) | ((dev >> 12) & 0xfff00)}/read_ahead_kb`;
+const BDI_DIRECTORY = '/sys/class/bdi';
+
+/** Read-ahead of the FUSE file, found by its device number. An absent file means a kernel without the knob. */
+function setDeviceReadAhead(devicePath: string, readAheadKib: number): void {
+  const dev = fs.statSync(devicePath).dev;
+  setReadAhead(`${(dev >> 8) & 0xfff}:${(dev & 0xff) | ((dev >> 12) & 0xfff00)}`, readAheadKib);
+}
+
+function setReadAhead(bdi: string, readAheadKib: number): void {
+  const file = `${BDI_DIRECTORY}/${bdi}/read_ahead_kb`;
   if (fs.existsSync(file)) fs.writeFileSync(file, String(readAheadKib));
+}
+
+/** EROFS on a file names its bdi by a running number (`erofs-7`), so a new one is told from those before. */
+function erofsBdis(): string[] {
+  return fs.readdirSync(BDI_DIRECTORY).filter((name) => name.startsWith('erofs-'));
 }
 
 function mountImage(request: HelperMountRequest): { fsType: string; loopDevice?: string } {
   const { devicePath, target, readAheadKib } = request;
-  setReadAhead(devicePath, readAheadKib);
+  setDeviceReadAhead(devicePath, readAheadKib);
   const fsType = sniffFsType(devicePath);
   fs.mkdirSync(target, { recursive: true, mode: 0o755 });
   detachMounts(target);
   const flags = MS_RDONLY | MS_NODEV;
   if (fsType === 'erofs') {
+    const before = new Set(erofsBdis());
     const errno = tryMount({ source: devicePath, target, fsType, flags, options: '' });
     if (errno === 0) {
-      setReadAhead(target, readAheadKib);
+      // Another helper may have mounted meanwhile: it sets the same value.
+      for (const bdi of erofsBdis()) if (!before.has(bdi)) setReadAhead(bdi, readAheadKib);
       return { fsType };
     }
     if (errno !== ERRNO.ENOTBLK) throw systemCallError(`mount ${fsType} from ${devicePath} at`, target, errno);

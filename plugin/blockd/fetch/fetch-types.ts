@@ -53,7 +53,7 @@ export const DEFAULT_FETCH_LIMITS: FetchLimits = {
   inFlightPerHosts: 128,
   inFlightPerBlob: 112,
   inFlightBytes: 64 * 1024 * 1024,
-  queuedDemand: 16_384,
+  queuedDemand: 65_536,
   queuedPrefetch: 256,
 };
 
