@@ -83,9 +83,7 @@ function prepareQueries(database: Database) {
       .where(eq(snapshots.parentId, at('id')))
       .limit(1)
       .prepare(),
-    deviceUser: orm
-      .select({ id: snapshots.id })
-      .from(snapshots)
+    deviceUser: selectRows(database)
       .where(eq(snapshots.deviceId, at('deviceId')))
       .limit(1)
       .prepare(),
@@ -168,6 +166,11 @@ export class SnapshotStore {
   /** True while an active snapshot or view stands on the device. */
   isDeviceUsed(deviceId: string): boolean {
     return this.queries.deviceUser.get({ deviceId }) !== undefined;
+  }
+
+  /** An active snapshot or view that stands on the device. */
+  userOf(deviceId: string): SnapshotRow | undefined {
+    return this.queries.deviceUser.get({ deviceId });
   }
 
   usedDevices(): string[] {

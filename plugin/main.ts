@@ -25,6 +25,9 @@ import { type BlockDevices, type ImageMounter, type SnapshotterService, startSna
 /** Of Prepare's deadline, the share that resolving may take; the rest is for answering. */
 const RESOLVE_SHARE = 0.7;
 
+/** Events of blockd that name a blob which its registry does not give. */
+const TROUBLES: ReadonlySet<string> = new Set(['fetch-waiting', 'fetch-failed']);
+
 function imageMounter(readAheadKib: number): ImageMounter {
   return {
     mount: ({ devicePath, target }, signal) => mountDevice({ devicePath, target, readAheadKib }, signal),
@@ -39,12 +42,17 @@ function blockDevices(client: BlockdClient): BlockDevices {
     check: (spec, signal) => client.check(spec, signal),
     detach: (id, signal) => client.detach(id, signal),
     list: (signal) => client.devices(signal),
+    async troubledBlobs(sinceMs, signal) {
+      const events = await client.events(0, signal);
+      return events.filter(({ kind, atMs }) => TROUBLES.has(kind) && atMs >= sinceMs).map((event) => event.subject);
+    },
+    fetchWhole: (blob, signal) => client.fetchWhole(blob, signal),
   };
 }
 
 /** Wires and starts the control plane. Errors: those of its parts; blockd and the registry may be away. */
 async function startSidecar(config: Config, blockd: BlockdClient, logger: Logger): Promise<SnapshotterService> {
-  const { prepareDeadlineMs, socket, mountOptions, remapIds } = config.snapshotter;
+  const { prepareDeadlineMs, watchIntervalMs, socket, mountOptions, remapIds } = config.snapshotter;
   const { enabled: isEnabled, prefer, lookupBudgetMs, negativeTtlMs, trusted, elsewhere } = config.twins;
   return startSnapshotter(
     {
@@ -54,6 +62,7 @@ async function startSidecar(config: Config, blockd: BlockdClient, logger: Logger
       resolveDeadlineMs: prepareDeadlineMs * RESOLVE_SHARE,
       mountOptions,
       remapIds,
+      watchIntervalMs,
       twins: { isEnabled, prefer, lookupBudgetMs, negativeTtlMs, trusted, elsewhere },
     },
     {

@@ -1,5 +1,5 @@
 /** What the snapshotter needs from other parts, declared by it as their user; `plugin/main.ts` joins them. */
-import type { DeviceSpec } from '../file/device-spec.ts';
+import type { BlobSource, DeviceSpec } from '../file/device-spec.ts';
 
 /** The data plane. Every call may fail with Unavailable while blockd is away. */
 export interface BlockDevices {
@@ -17,6 +17,10 @@ export interface BlockDevices {
   detach(id: string, signal: AbortSignal): Promise<void>;
   /** The devices that are served or wait to be released. */
   list(signal: AbortSignal): Promise<readonly { id: string }[]>;
+  /** Digests of blobs whose reads waited for their registry or failed, from a time on (milliseconds since the Unix epoch). */
+  troubledBlobs(sinceMs: number, signal: AbortSignal): Promise<readonly string[]>;
+  /** Makes a whole blob local. */
+  fetchWhole(blob: BlobSource, signal: AbortSignal): Promise<unknown>;
 }
 
 /** Mounts a device's file system read-only; never on the caller's event loop. */

@@ -7,6 +7,7 @@ import { type ResolutionRow, ResolutionStore } from '../../db/resolution-store.t
 import { SnapshotStore } from '../../db/snapshot-store.ts';
 import { describeError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import { BlobWatch } from './blob-watch.ts';
 import { DecisionStore } from './decision-store.ts';
 import { DeviceManager } from './device-manager.ts';
 import { SnapshotDirectories } from './directories.ts';
@@ -47,6 +48,8 @@ export interface SnapshotterOptions {
   remapIds: boolean;
   /** Serving ordinary images from their accelerated twins. */
   twins: TwinPolicy;
+  /** How often registries are asked whether they still have what containers read, in milliseconds. */
+  watchIntervalMs: number;
   /** How long an unused device stays open, in milliseconds. */
   closeDelayMs?: number;
 }
@@ -151,12 +154,22 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
           housekeeping = undefined;
         });
     };
+    const watch = new BlobWatch({
+      devices: blockDevices,
+      resolver,
+      dependencies: needs,
+      events,
+      logger,
+      devicesInUse: () => snapshotter.devicesInUse(),
+      intervalMs: options.watchIntervalMs,
+    });
     const timer = setInterval(keepHouse, HOUSEKEEPING_MS);
     timer.unref();
     keepHouse();
     const stop = async ({ unmount }: { unmount: boolean }): Promise<void> => {
       clearInterval(timer);
       await server[Symbol.asyncDispose]();
+      await watch[Symbol.asyncDispose]();
       if (unmount) await devices.unmountAll();
       await devices.stop();
       await housekeeping;

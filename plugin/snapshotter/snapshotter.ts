@@ -12,6 +12,7 @@ import type { EventStore } from '../../db/event-store.ts';
 import type { SnapshotKind, SnapshotRow, SnapshotStore } from '../../db/snapshot-store.ts';
 import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import type { DeviceSpec } from '../file/device-spec.ts';
 import { type Accelerated, decodeAccelerated, deviceSpecOf, encodeAccelerated, needsOf } from './accelerated.ts';
 import type { DeviceManager } from './device-manager.ts';
 import type { SnapshotDirectories, StagedDirectory } from './directories.ts';
@@ -210,6 +211,23 @@ export class Snapshotter {
     await Promise.race([deleted, new Promise((resolve) => setTimeout(resolve, CLEANUP_WAIT_MS).unref())]);
     await devices.reconcile();
     await this.parts.indexFiles.sweep();
+  }
+
+  /** The devices that containers and views stand on. A broken one is left out. */
+  devicesInUse(): DeviceSpec[] {
+    const { snapshots } = this.parts;
+    return snapshots.usedDevices().flatMap((deviceId) => {
+      const row = snapshots.userOf(deviceId);
+      const parent = row?.parentId == null ? undefined : snapshots.getById(row.parentId);
+      try {
+        const found = foundationOf('watch', row?.key ?? deviceId, parent, this.parts).accelerated;
+        return found === undefined ? [] : [deviceSpecOf(found)];
+      } catch (error) {
+        if (!isAppError(error)) throw error;
+        this.parts.logger.debug({ device: deviceId, reason: describeError(error) }, 'device is not watched');
+        return [];
+      }
+    });
   }
 
   private async create(

@@ -49,6 +49,18 @@ export class FakeBlockDevices implements BlockDevices {
     return [...this.attached.keys()].map((id) => ({ id }));
   }
 
+  /** Blobs that a watcher is to look at, and those that were asked for as a whole. */
+  troubled: string[] = [];
+  readonly fetchedWhole: string[] = [];
+
+  async troubledBlobs(): Promise<string[]> {
+    return this.troubled.splice(0);
+  }
+
+  async fetchWhole(blob: { digest: string }): Promise<void> {
+    this.fetchedWhole.push(blob.digest);
+  }
+
   private called(op: string, subject: string): void {
     this.calls.push(`${op} ${subject}`.trim());
     if (this.isAway) throw new AppError('Unavailable', { op, subject, what: 'blockd is away' });

@@ -49,6 +49,7 @@ export class SnapshotterHarness implements AsyncDisposable {
         resolveDeadlineMs: 1_000,
         mountOptions: [],
         remapIds: false,
+        watchIntervalMs: 3_600_000,
         twins: { isEnabled: true, prefer: 'full', lookupBudgetMs: 300, negativeTtlMs: 60_000, trusted: [], elsewhere: [] },
         closeDelayMs: 0,
         ...this.overrides,

@@ -49,6 +49,13 @@ export const SECTION_OPTIONS = {
       max: 10 * MINUTE,
       reason: 'A Prepare that needs the registry gives up with UNAVAILABLE after this; kubelet tries again',
     }),
+    watch_interval: duration({
+      default: 10 * MINUTE,
+      min: 1 * SECOND,
+      max: 24 * HOUR,
+      reason:
+        'How often registries are asked (one HEAD a layer) whether they still have what containers read from; a loss is an event, and the rest of the image is fetched at once',
+    }),
     mount_options: mountOptions({
       maxCount: 16,
       reason:
