@@ -11,6 +11,8 @@ import { CacheDropper } from '../../support/verifying-reader.ts';
 
 const KILLS = 100;
 const STALL_LIMIT_MS = 2000;
+/** A minute or two on an idle machine. */
+const TEST_LIMIT_MS = 900_000;
 
 let load: SurvivalLoad;
 beforeAll(async () => {
@@ -45,9 +47,9 @@ describe(`${KILLS} kills`, () => {
     );
   };
 
-  test('of blockd and the sidecar at once', () => strike(['blockd', 'sidecar']));
+  test('of blockd and the sidecar at once', () => strike(['blockd', 'sidecar']), TEST_LIMIT_MS);
 
-  test('of the keeper, whose descriptors the service manager keeps', () => strike(['keeper']));
+  test('of the keeper, whose descriptors the service manager keeps', () => strike(['keeper']), TEST_LIMIT_MS);
 
   test('left no failed read and no wrong byte behind, and containers started meanwhile', async () => {
     await load.waitControlPlane();
