@@ -15,7 +15,7 @@ import { describeError } from './base/errors.ts';
 import type { FromKeeper, ToKeeper } from './base/keeper-protocol.ts';
 import { createLogger, type Logger } from './base/log.ts';
 import { BlockdClient } from './blockd/client.ts';
-import { listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
+import { checkIdmappedLowers, listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
 import { startConversion } from './main/convert.ts';
 import { createImageResolver } from './main/image-resolver.ts';
@@ -32,6 +32,7 @@ function imageMounter(readAheadKib: number): ImageMounter {
   return {
     mount: ({ devicePath, target }, signal) => mountDevice({ devicePath, target, readAheadKib }, signal),
     unmount: (target, signal) => unmountDevice([target], signal),
+    checkIdmappedLowers,
     isMounted: async (target) => (await listMountPoints()).includes(target),
   };
 }

@@ -51,6 +51,26 @@ export const libc = {
     type: string,
     value: Uint8Array,
   ) => number,
+  /** open_tree(2), number 428 on every architecture; libraries older than 2.36 have no name for it. */
+  openTree: lib.func('long syscall(long number, int directory, const char *path, unsigned int flags)') as (
+    number: 428,
+    directory: number,
+    path: string,
+    flags: number,
+  ) => number,
+  /** move_mount(2), number 429. */
+  moveMount: lib.func('long syscall(long number, int from, const char *fromPath, int to, const char *toPath, unsigned int flags)') as (
+    number: 429,
+    from: number,
+    fromPath: string,
+    to: number,
+    toPath: string,
+    flags: number,
+  ) => number,
+  /** mount_setattr(2), number 442. */
+  mountSetattr: lib.func(
+    'long syscall(long number, int directory, const char *path, unsigned int flags, const void *attributes, size_t size)',
+  ) as (number: 442, directory: number, path: string, flags: number, attributes: Uint8Array, size: number) => number,
   read: lib.func('intptr_t read(int fd, void *buffer, size_t count)') as (fd: number, buffer: Uint8Array, count: number) => number,
   write: lib.func('intptr_t write(int fd, const void *buffer, size_t count)') as (fd: number, buffer: Uint8Array, count: number) => number,
   gettid: lib.func('int gettid()') as () => number,

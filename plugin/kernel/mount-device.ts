@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { AppError } from '../base/errors.ts';
-import type { HelperMountRequest, HelperUnmountRequest } from './mount-helper.ts';
+import type { HelperMountRequest, HelperProbeRequest, HelperUnmountRequest } from './mount-helper.ts';
 
 const HELPER = path.join(import.meta.dirname, `mount-helper${path.extname(import.meta.filename)}`);
 
@@ -13,7 +13,11 @@ const MAX_ANSWER_BYTES = 64 * 1024;
 /** Small heap: the helper holds nothing. */
 const NODE_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=32', '--disable-warning=ExperimentalWarning'];
 
-function runHelper(request: HelperMountRequest | HelperUnmountRequest, subject: string, signal: AbortSignal): Promise<unknown> {
+function runHelper(
+  request: HelperMountRequest | HelperUnmountRequest | HelperProbeRequest,
+  subject: string,
+  signal: AbortSignal,
+): Promise<unknown> {
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [...NODE_FLAGS, HELPER, JSON.stringify(request)], { stdio: ['ignore', 'pipe', 'inherit'] });
     let answer = '';
@@ -75,6 +79,14 @@ export async function mountDevice(
 /** Detaches the mounts at `targets`; those not mounted are no error. The file systems go when their last user does. */
 export async function unmountDevice(targets: string[], signal: AbortSignal): Promise<void> {
   await runHelper({ action: 'unmount', targets }, targets.join(' '), signal);
+}
+
+/**
+ * Finds out whether overlayfs takes idmapped lowers from the file system that `directory` is to be made in. Errors: FailedPrecondition
+ * (it does not, with the step that failed), Unavailable (aborted).
+ */
+export async function checkIdmappedLowers(directory: string, signal: AbortSignal): Promise<void> {
+  await runHelper({ action: 'probe idmap', directory }, directory, signal);
 }
 
 /** The mounted paths of this process's mount namespace, decoded (`\040` is a blank). Source: proc_pid_mountinfo(5). */

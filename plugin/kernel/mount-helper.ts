@@ -5,6 +5,7 @@
  */
 import fs from 'node:fs';
 import { AppError, describeError } from '../base/errors.ts';
+import { probeIdmappedLowers } from './idmap.ts';
 import { ERRNO, systemCallError } from './libc.ts';
 import { attachLoop } from './loop.ts';
 import { detachMounts, MS_NODEV, MS_RDONLY, mount, tryMount } from './mount.ts';
@@ -23,6 +24,12 @@ export interface HelperMountRequest {
 export interface HelperUnmountRequest {
   action: 'unmount';
   targets: string[];
+}
+
+export interface HelperProbeRequest {
+  action: 'probe idmap';
+  /** Where to try it; made and removed again. */
+  directory: string;
 }
 
 function sniffFsType(devicePath: string): 'erofs' | 'ext4' {
@@ -87,9 +94,14 @@ function mountImage(request: HelperMountRequest): { fsType: string; loopDevice?:
   return { fsType, loopDevice: loop.path };
 }
 
-function main(): void {
+async function main(): Promise<void> {
   try {
-    const request = JSON.parse(process.argv[2] ?? '{}') as HelperMountRequest | HelperUnmountRequest;
+    const request = JSON.parse(process.argv[2] ?? '{}') as HelperMountRequest | HelperUnmountRequest | HelperProbeRequest;
+    if (request.action === 'probe idmap') {
+      await probeIdmappedLowers(request.directory);
+      process.stdout.write(`${JSON.stringify({ result: {} })}\n`);
+      return;
+    }
     if (request.action === 'mount') {
       process.stdout.write(`${JSON.stringify({ result: mountImage(request) })}\n`);
       return;
@@ -102,4 +114,4 @@ function main(): void {
   }
 }
 
-main();
+await main();

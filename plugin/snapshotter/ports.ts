@@ -30,6 +30,8 @@ export interface ImageMounter {
   /** Detaches; not mounted is no error. */
   unmount(target: string, signal: AbortSignal): Promise<void>;
   isMounted(target: string): Promise<boolean>;
+  /** Tries, in a directory that is made for it and removed, whether overlayfs takes idmapped lowers. FailedPrecondition: it does not. */
+  checkIdmappedLowers(directory: string, signal: AbortSignal): Promise<void>;
 }
 
 /** `registry.example:5000` and `library/app`. */

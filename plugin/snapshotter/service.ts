@@ -61,6 +61,9 @@ export interface SnapshotterDependencies {
   logger: Logger;
 }
 
+/** A few mounts in a process of its own. */
+const PROBE_DEADLINE_MS = 30_000;
+
 /** A layer of which only labels are known gets less time: the manifest has had its chance. */
 const LABELS_DEADLINE_MS = 5_000;
 
@@ -85,10 +88,14 @@ function twinText({ base, artifact }: ImageDecision): string {
   return base === null ? '' : `, served from ${artifact}`;
 }
 
-/** Opens and serves. Errors: those of openDatabase, SnapshotDirectories and serveOnSocket. The data plane may be away. */
+/** Opens and serves. Errors: FailedPrecondition (`remapIds` on a kernel that cannot), those of openDatabase, SnapshotDirectories and serveOnSocket. The data plane may be away. */
 export async function startSnapshotter(options: SnapshotterOptions, dependencies: SnapshotterDependencies): Promise<SnapshotterService> {
   const { devices: blockDevices, mounter, resolver, logger } = dependencies;
   const directories = new SnapshotDirectories(options.rootDir, logger);
+  if (options.remapIds) {
+    const probe = path.join(directories.root, 'idmap-probe');
+    await mounter.checkIdmappedLowers(probe, AbortSignal.timeout(PROBE_DEADLINE_MS));
+  }
   const database = openDatabase(path.join(options.rootDir, 'sidecar.db'));
   const snapshots = new SnapshotStore(database);
   const resolutions = new ResolutionStore(database);

@@ -1,5 +1,6 @@
 /** Mounts in memory: a target is a directory that this object remembers. */
 import fs from 'node:fs/promises';
+import { AppError } from '../../plugin/base/errors.ts';
 import type { ImageMounter } from '../../plugin/snapshotter/ports.ts';
 
 export class FakeImageMounter implements ImageMounter {
@@ -16,6 +17,14 @@ export class FakeImageMounter implements ImageMounter {
 
   async unmount(target: string): Promise<void> {
     this.mounted.delete(target);
+  }
+
+  /** What the kernel lacks, if anything. */
+  idmapProblem: string | undefined;
+
+  async checkIdmappedLowers(directory: string): Promise<void> {
+    if (this.idmapProblem === undefined) return;
+    throw new AppError('FailedPrecondition', { op: 'use idmapped lowers', subject: directory, what: this.idmapProblem });
   }
 
   async isMounted(target: string): Promise<boolean> {

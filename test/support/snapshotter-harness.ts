@@ -30,10 +30,16 @@ export class SnapshotterHarness implements AsyncDisposable {
     this.overrides = overrides;
   }
 
-  static async open(overrides: Partial<SnapshotterOptions> = {}): Promise<SnapshotterHarness> {
+  static async open(overrides: Partial<SnapshotterOptions> = {}, kernel: { idmapProblem?: string } = {}): Promise<SnapshotterHarness> {
     const harness = new SnapshotterHarness(await fs.mkdtemp(path.join(os.tmpdir(), 'obd-snap-')), overrides);
-    await harness.start();
-    return harness;
+    harness.mounter.idmapProblem = kernel.idmapProblem;
+    try {
+      await harness.start();
+      return harness;
+    } catch (error) {
+      await fs.rm(harness.root, { recursive: true, force: true });
+      throw error;
+    }
   }
 
   get snapshotter() {

@@ -145,3 +145,12 @@ test('two processes cannot serve one socket, and the socket is for root alone', 
   expect((await fs.stat(path.dirname(socket))).mode & 0o777).toBe(0o700);
   await vi.waitFor(() => expect(harness.snapshotter.list([]).next().done).toBe(true));
 });
+
+test('remapping ids is refused at the start where the kernel cannot, by the name of the option', async () => {
+  await expect(SnapshotterHarness.open({ remapIds: true }, { idmapProblem: 'the kernel is too old' })).rejects.toMatchObject({
+    code: 'FailedPrecondition',
+    message: expect.stringMatching(/the kernel is too old/),
+  });
+  await using able = await SnapshotterHarness.open({ remapIds: true });
+  expect([...able.snapshotter.list([])].flat()).toEqual([]);
+});

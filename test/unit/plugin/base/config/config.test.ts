@@ -81,7 +81,7 @@ describe('parseConfig', () => {
     ['[admin]\ntcp_listen = "127.example.com:80"\ntcp_token_file = "/t"', 'is not a loopback address'],
     ['[admin]\ntcp_listen = "127.0.0.1:99999"\ntcp_token_file = "/t"', 'port is outside 1 to 65535'],
     ['[twins]\ntrusted = ["registry.example/Team"]', 'twins.trusted: "registry.example/Team" is not host[:port]/path'],
-    ['[twins]\nelsewhere = ["a b/c"]', 'twins.elsewhere: "a b/c" is not host or host:port'],
+    ['[twins]\nelsewhere = ["a b/c"]', 'twins.elsewhere: "a b" is not host or host:port'],
     ['[registry]\nplain_http = ["a b"]', 'registry.plain_http: "a b" is not host or host:port'],
     ['[snapshotter]\nmount_options = ["volatile", "upperdir=/x"]', 'snapshotter.mount_options: "upperdir=/x" is not name or name=value'],
     ['[snapshotter]\nmount_options = ["lowerdir"]', 'snapshotter.mount_options: "lowerdir" is set by the snapshotter itself'],
