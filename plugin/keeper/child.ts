@@ -17,8 +17,11 @@ const SILENCE_LIMIT_MS = 3000;
 const STABLE_MS = 2000;
 const BACK_OFF_MS = [0, 100, 300, 1000, 3000, 5000] as const;
 
-/** Of the above, for a child that was ready before it died: readers wait for it, and its start takes long enough by itself. */
-const MAX_READY_BACK_OFF = 2;
+/**
+ * Of the above, for a child that was ready before it died or was killed by somebody else: it is not the start that fails, readers wait,
+ * and a start takes long enough by itself.
+ */
+const MAX_BLAMELESS_BACK_OFF = 2;
 
 export interface ChildOptions {
   name: string;
@@ -57,6 +60,7 @@ export class Child {
   private lastHeardMs = 0;
   private quickDeaths = 0;
   private failedStarts = 0;
+  private isKilledByUs = false;
   private checkedAtMs = performance.now();
   private isWanted = false;
   private pingId = 0;
@@ -81,6 +85,7 @@ export class Child {
     if (child.pid !== undefined) setNiceness(child.pid, this.options.niceness, log);
     this.process = child;
     this.isReady = false;
+    this.isKilledByUs = false;
     this.startedAtMs = performance.now();
     this.lastHeardMs = this.startedAtMs;
     child.on('message', (message) => this.receive(child, message as ToKeeper));
@@ -142,6 +147,7 @@ export class Child {
         { child: this.options.name, pid: child.pid, silentMs: Math.round(silentMs) },
         'child does not answer; killing it',
       );
+      this.isKilledByUs = true;
       child.kill('SIGKILL');
       return;
     }
@@ -152,12 +158,13 @@ export class Child {
     if (child !== this.process) return;
     const wasReady = this.isReady;
     this.isReady = false;
-    if (!wasReady) this.failedStarts += 1;
+    if (!wasReady && (signal !== 'SIGKILL' || this.isKilledByUs)) this.failedStarts += 1;
     const livedMs = performance.now() - this.startedAtMs;
     this.options.log.warn({ child: this.options.name, pid: child.pid, code, signal, livedMs: Math.round(livedMs) }, 'child ended');
     this.options.onExit?.();
     if (!this.isWanted) return;
-    const most = wasReady ? MAX_READY_BACK_OFF : BACK_OFF_MS.length - 1;
+    const wasKilled = signal === 'SIGKILL' && !this.isKilledByUs;
+    const most = wasReady || wasKilled ? MAX_BLAMELESS_BACK_OFF : BACK_OFF_MS.length - 1;
     this.quickDeaths = wasReady && livedMs >= STABLE_MS ? 0 : Math.min(this.quickDeaths + 1, most);
     const delayMs = BACK_OFF_MS[this.quickDeaths]!;
     this.retry = setTimeout(() => this.start(), delayMs);

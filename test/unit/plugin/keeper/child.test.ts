@@ -57,6 +57,15 @@ describe('a child', () => {
     }
   });
 
+  test('that somebody kills while it starts is not made to wait for it, however often', async () => {
+    const pids = keep('setInterval(() => undefined, 1000);');
+    for (let n = 0; n < 7; n += 1) {
+      await waitFor(() => pids().length === n + 1, { what: `start ${n + 1}`, timeoutMs: 1500 });
+      process.kill(pids().at(-1)!, 'SIGKILL');
+    }
+    await waitFor(() => pids().length === 8, { what: 'start 8', timeoutMs: 1500 });
+  });
+
   test('that is stopped is killed and replaced within 5 s', async () => {
     const pids = keep(READY);
     await waitFor(() => child!.ready, { what: 'the first start' });
