@@ -3,6 +3,7 @@
  * over the same bytes; CPU of the server per request. Then cold walks of a tree: ours against ext4 and EROFS on loop devices.
  */
 import fs from 'node:fs';
+import { MIB, roundUp } from '../../../plugin/base/units.ts';
 import { attachLoop } from '../../../plugin/kernel/loop.ts';
 import { detachMounts, mount } from '../../../plugin/kernel/mount.ts';
 import { debianImage } from '../../support/debian-image.ts';
@@ -36,15 +37,27 @@ interface Walk {
   bytesMs: number;
 }
 
+/** The bytes that the file system takes, rounded up to 1 MiB: the device itself is larger, and reads as zeros there. */
+function erofsBytes(devicePath: string): number {
+  const block = Buffer.alloc(4096);
+  const fd = fs.openSync(devicePath, 'r');
+  fs.readSync(fd, block, 0, block.length, 0);
+  fs.closeSync(fd);
+  // struct erofs_super_block at 1024: blkszbits u8 at 12, blocks u32 at 36.
+  return roundUp(block.readUInt32LE(1024 + 36) * 2 ** block.readUInt8(1024 + 12), MIB);
+}
+
 async function oneJob(
   job: string,
   args: readonly string[],
   reader: string,
   file: string,
+  sizeBytes: number,
   serverCpu: (() => number) | undefined,
 ): Promise<Sample> {
   const before = serverCpu?.() ?? 0;
-  const read = await fio(file, ['--direct=1', '--ioengine=libaio', `--runtime=${RUNTIME_S}`, '--time_based', ...args]);
+  const limits = [`--size=${sizeBytes}`, `--runtime=${RUNTIME_S}`, '--time_based'];
+  const read = await fio(file, ['--direct=1', '--ioengine=libaio', ...limits, ...args]);
   const cpuSPer100k = serverCpu === undefined ? undefined : ((serverCpu() - before) / read.count) * 100_000;
   return { job, reader, ...read, cpuSPer100k };
 }
@@ -126,7 +139,8 @@ async function runDevice(rounds: number): Promise<CaseResult> {
   const compressed = await product.attach('compressed', localLayers(layers));
   const raw = `${memory}/plain/raw.img`;
   fs.mkdirSync(`${memory}/plain`);
-  await run('dd', [`if=${compressed.devicePath}`, `of=${raw}`, 'bs=1M', 'status=none']);
+  const sizeBytes = erofsBytes(compressed.devicePath);
+  await run('dd', [`if=${compressed.devicePath}`, `of=${raw}`, 'bs=1M', `count=${sizeBytes / MIB}`, 'status=none']);
   const flat = await product.attach('flat', localLayers([await layerOfRaw(raw, `${memory}/flat`)]));
   const ext4 = `${memory}/ext4.img`;
   await run('mke2fs', ['-q', '-t', 'ext4', '-b', '4096', '-O', '^has_journal', '-d', source.tree, ext4, '2g'], { timeoutMs: 300_000 });
@@ -148,7 +162,7 @@ async function runDevice(rounds: number): Promise<CaseResult> {
     for (const [job, args] of JOBS)
       for (const [reader, file, cpu] of readers) {
         fs.accessSync(file);
-        samples.push(await oneJob(job, args, reader, file, cpu));
+        samples.push(await oneJob(job, args, reader, file, sizeBytes, cpu));
       }
     walks.push(await walkLoop('ext4 on a loop device', ext4, 'ext4', target));
     walks.push(await walkLoop('EROFS on a loop device', raw, 'erofs', target));

@@ -1,4 +1,5 @@
 /** The product without containerd, for cases that read devices: the three processes in a scratch directory and the door to blockd. Ours. */
+import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { BlockdClient } from '../../../plugin/blockd/client.ts';
 import type { DeviceStatus } from '../../../plugin/blockd/devices.ts';
@@ -23,6 +24,7 @@ export function localLayers(layers: readonly Layer[]): LayerSpec[] {
 export class Product implements AsyncDisposable {
   readonly sidecar: Sidecar;
   readonly blockd: BlockdClient;
+  private readonly held = new Map<string, number>();
   private readonly stack: AsyncDisposableStack;
 
   private constructor(sidecar: Sidecar, stack: AsyncDisposableStack) {
@@ -37,8 +39,15 @@ export class Product implements AsyncDisposable {
     return new Product(sidecar, stack.move());
   }
 
-  attach(id: string, layers: LayerSpec[]): Promise<DeviceStatus> {
-    return this.blockd.attach({ version: 1, id, image: `bench/${id}`, layers }, AbortSignal.timeout(LIMIT_MS));
+  /**
+   * Attaches a device and holds it open. Its path goes through the open descriptor: no container uses the device, so the control plane
+   * unmounts it when it tidies up, once a minute.
+   */
+  async attach(id: string, layers: LayerSpec[]): Promise<DeviceStatus> {
+    const device = await this.blockd.attach({ version: 1, id, image: `bench/${id}`, layers }, AbortSignal.timeout(LIMIT_MS));
+    const fd = openSync(device.devicePath, 'r');
+    this.held.set(id, fd);
+    return { ...device, devicePath: `/proc/${process.pid}/fd/${fd}` };
   }
 
   /** Mounts the file system on a device, as the snapshotter does. */
@@ -52,11 +61,18 @@ export class Product implements AsyncDisposable {
 
   /** Lets a device go and waits until the kernel has released it. */
   async detach(id: string): Promise<void> {
+    this.letGo(id);
     await this.blockd.detach(id, AbortSignal.timeout(LIMIT_MS));
     await waitFor(async () => !(await this.blockd.devices(AbortSignal.timeout(LIMIT_MS))).some((device) => device.id === id), {
       what: `device ${id} to be released`,
       timeoutMs: LIMIT_MS,
     });
+  }
+
+  private letGo(id: string): void {
+    const fd = this.held.get(id);
+    this.held.delete(id);
+    if (fd !== undefined) closeSync(fd);
   }
 
   stats(): Promise<DataPlaneStats> {
@@ -68,6 +84,7 @@ export class Product implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    for (const id of [...this.held.keys()]) this.letGo(id);
     await this.blockd.close();
     await this.stack.disposeAsync();
   }
