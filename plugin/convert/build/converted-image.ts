@@ -2,8 +2,9 @@
  * Manifest and config of a converted image, as the reference's convertor writes them with its referrer option. Source:
  * overlaybd-formats.md 4.2. Everything else of the source stays: history, process settings, annotations of the manifest.
  */
-import { sha256 } from '../../base/digest.ts';
+import { type Digest, parseDigest, sha256 } from '../../base/digest.ts';
 import { AppError } from '../../base/errors.ts';
+import { ANNOTATION, DIFF_ID_ANNOTATION, LAYER_VERSION } from '../../image/oci/annotations.ts';
 import { encodeImageConfig, type ImageConfig } from '../../image/oci/config.ts';
 import type { Descriptor } from '../../image/oci/descriptor.ts';
 import { encodeManifest, type Manifest } from '../../image/oci/manifest.ts';
@@ -35,14 +36,21 @@ export function convertedImage(
     throw new AppError('InvalidArgument', { op: 'convert', subject: descriptor?.digest ?? 'layers', what });
   }
   const layerDescriptors = layers.map(
-    ({ digest, sizeBytes, annotations }): Descriptor => ({ mediaType: MEDIA_TYPE.ociLayerTar, digest, sizeBytes, annotations }),
+    ({ digest, sizeBytes, annotations }): Descriptor => ({
+      mediaType: isIndexOnly(annotations) ? MEDIA_TYPE.ociLayerGzip : MEDIA_TYPE.ociLayerTar,
+      digest,
+      sizeBytes,
+      annotations,
+    }),
   );
-  const configBytes = encodeImageConfig({ ...config, diffIds: layers.map((layer) => layer.digest) });
+  // One layer that needs the original makes the artifact need it.
+  const artifactType = layers.some((layer) => isIndexOnly(layer.annotations)) ? ARTIFACT_TYPE.turbo : ARTIFACT_TYPE.native;
+  const configBytes = encodeImageConfig({ ...config, diffIds: layers.map(diffIdOf) });
   const configDescriptor: Descriptor = { mediaType: MEDIA_TYPE.ociConfig, digest: sha256(configBytes), sizeBytes: configBytes.length };
   const manifestBytes = encodeManifest({
     kind: 'manifest',
     mediaType: MEDIA_TYPE.ociManifest,
-    artifactType: ARTIFACT_TYPE.native,
+    artifactType,
     config: configDescriptor,
     layers: layerDescriptors,
     ...(descriptor === undefined ? {} : { subject: subjectOf(descriptor) }),
@@ -57,11 +65,21 @@ export function convertedImage(
         mediaType: MEDIA_TYPE.ociManifest,
         digest: sha256(manifestBytes),
         sizeBytes: manifestBytes.length,
-        artifactType: ARTIFACT_TYPE.native,
+        artifactType,
         ...(descriptor?.platform === undefined ? {} : { platform: descriptor.platform }),
       },
     },
   };
+}
+
+function isIndexOnly(annotations: Readonly<Record<string, string>>): boolean {
+  return annotations[ANNOTATION.version] === LAYER_VERSION.turbo;
+}
+
+/** A blob of full mode is not compressed as a whole: its digest is its diffID. */
+function diffIdOf({ digest, annotations }: Pick<ConvertedLayer, 'digest' | 'annotations'>): Digest {
+  const uncompressed = annotations[DIFF_ID_ANNOTATION];
+  return uncompressed === undefined ? digest : parseDigest(uncompressed, digest);
 }
 
 /** A descriptor as the `subject` of another manifest: identity alone. */

@@ -56,13 +56,18 @@ export async function* decompress(
   let produced = 0;
   for await (const chunk of kind === 'none' ? all : inflated(all, kind, subject, signal)) {
     produced += chunk.length;
-    if (produced > limits.maxBytes) {
-      throw tooLarge(subject, `it decompresses to more than ${formatBytes(limits.maxBytes)}`);
-    }
-    if (produced > FREE_GROWTH_BYTES && produced > compressedBytes * MAX_RATIO) {
-      throw tooLarge(subject, `${compressedBytes} bytes decompress to more than ${MAX_RATIO} times as many`);
-    }
+    checkGrowth({ produced, consumed: compressedBytes }, limits, subject);
     yield Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
+  }
+}
+
+/** Throws ResourceExhausted for a stream that grows beyond the limits. */
+export function checkGrowth(bytes: { produced: number; consumed: number }, limits: DecompressLimits, subject: string): void {
+  if (bytes.produced > limits.maxBytes) {
+    throw tooLarge(subject, `it decompresses to more than ${formatBytes(limits.maxBytes)}`);
+  }
+  if (bytes.produced > FREE_GROWTH_BYTES && bytes.produced > bytes.consumed * MAX_RATIO) {
+    throw tooLarge(subject, `${bytes.consumed} bytes decompress to more than ${MAX_RATIO} times as many`);
   }
 }
 

@@ -56,5 +56,6 @@ export function sourceLayers(reader: BlobReader, { manifest, config }: SourceMan
     open: (signal: AbortSignal) => reader.openBlob(descriptor, signal),
     digest: descriptor.digest,
     diffId: config.diffIds[i] as Digest,
+    mediaType: descriptor.mediaType,
   }));
 }

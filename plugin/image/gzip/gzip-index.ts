@@ -7,7 +7,7 @@ import { CRC_SEED, crc32c } from '../zfile/crc32c.ts';
 
 export const GZIP_INDEX_HEADER_BYTES = 333;
 export const GZIP_WINDOW_BYTES = 32768;
-const ENTRY_BYTES = 29;
+export const ENTRY_BYTES = 29;
 /** Entries that we open: 1 TiB of tar at the usual span of 1 MiB, 29 MiB of table. */
 export const MAX_GZIP_ENTRIES = 1024 * 1024;
 /** Bytes, inflated or not, between two entries: what one cold read must inflate and hold. The usual span is 1 MiB, one block at most more. */
@@ -16,10 +16,13 @@ export const MAX_GZIP_SPAN_BYTES = 64 * 1024 * 1024;
 const MAX_STORED_WINDOW_BYTES = GZIP_WINDOW_BYTES + 1024;
 
 const OP = 'open gzip index';
-const MAGIC = Uint8Array.from([0x64, 0x64, 0x67, 0x7a, 0x69, 0x64, 0x78, 0x00]);
-const AT = {
+export const MAGIC = Uint8Array.from([0x64, 0x64, 0x67, 0x7a, 0x69, 0x64, 0x78, 0x00]);
+/** Positions of the header's fields. */
+export const AT = {
   major: 8,
   windowCompression: 10,
+  level: 11,
+  span: 13,
   windowSize: 17,
   entrySize: 21,
   entryCount: 25,

@@ -15,6 +15,12 @@ export const ANNOTATION = {
   fastTargetMediaType: `${PREFIX}fastoci/target-media-type`,
 } as const;
 
+/**
+ * diffID of a layer whose digest is another: an index-only layer is compressed. Ours, under the name that containerd and BuildKit have for
+ * it; it spares publication a second book, and readers a decompression.
+ */
+export const DIFF_ID_ANNOTATION = 'containerd.io/uncompressed';
+
 /** Values of {@link ANNOTATION.version}. */
 export const LAYER_VERSION = { native: '0.1.0', turbo: '0.1.0-turbo.ociv1', turboLegacy: '0.1.0-fastoci' } as const;
 

@@ -169,9 +169,9 @@ export function encodePaxHead(payloadBytes: number): Uint8Array {
 }
 
 /** The 512 bytes before a payload in the plain form, as Go's archive/tar writes them. Payloads from 8 GiB on need the PAX form. */
-export function encodePlainHead(payloadBytes: number, name = 'overlaybd.commit'): Uint8Array {
+export function encodePlainHead(payloadBytes: number, name = 'overlaybd.commit', mode = 0o444): Uint8Array {
   const header = ustarHeader(name, '0');
-  putZeroPadded(header, AT.mode, 0o444, 7);
+  putZeroPadded(header, AT.mode, mode, 7);
   putZeroPadded(header, AT.uid, 0, 7);
   putZeroPadded(header, AT.gid, 0, 7);
   putZeroPadded(header, AT.size, payloadBytes, 11);

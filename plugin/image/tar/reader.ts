@@ -22,6 +22,8 @@ export interface TarHandler {
   /** Bytes of the file at `fileOffset`, ascending; gaps are holes. Borrowed: valid during the call only. */
   content(bytes: Buffer, fileOffset: number): void;
   entryEnd(): void;
+  /** After `entryEnd`: what follows the content up to the next header, zeros in any sound tar. Borrowed. */
+  padding?(bytes: Buffer): void;
 }
 
 type State = 'header' | 'meta' | 'gnuPairs' | 'sparseMap' | 'content' | 'padding' | 'end';
@@ -63,7 +65,7 @@ export class TarReader {
     let at = 0;
     while (at < chunk.length) {
       if (this.state === 'content') at += this.takeContent(chunk, at);
-      else if (this.state === 'padding') at += this.takePadding(chunk.length - at);
+      else if (this.state === 'padding') at += this.takePadding(chunk, at);
       else if (this.state === 'end') {
         this.position += chunk.length - at;
         return;
@@ -246,8 +248,9 @@ export class TarReader {
     return take;
   }
 
-  private takePadding(available: number): number {
-    const take = Math.min(this.skipBytes, available);
+  private takePadding(chunk: Buffer, at: number): number {
+    const take = Math.min(this.skipBytes, chunk.length - at);
+    this.handler.padding?.(chunk.subarray(at, at + take));
     this.skipBytes -= take;
     this.position += take;
     if (this.skipBytes === 0) this.expect('header', BLOCK_BYTES);

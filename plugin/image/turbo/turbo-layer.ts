@@ -4,16 +4,21 @@
  */
 import { roundUp } from '../../base/units.ts';
 import { badField, readText, readU64 } from '../lsmt/bytes.ts';
+import { CHUNK_DIGESTS_NAME } from './chunk-digests.ts';
 
 const OP = 'open turbo layer';
 const BLOCK = 512;
 const AT = { size: 124, type: 156, devMajor: 329 };
 export const TURBO_MARKER = '.turbo.ociv1';
+export const EROFS_META_NAME = 'erofs.fs.meta';
+export const GZIP_INDEX_NAME = 'gzip.meta';
 
 export interface TurboLayer {
   /** `ext4` or `erofs`, or both, to the ZFile (or bare) warp layer. Views into the input. */
   metaByFsType: Map<'ext4' | 'erofs', Uint8Array>;
   gzipIndex: Uint8Array | undefined;
+  /** Layers of this product: see chunk-digests.ts, which parses it. */
+  chunkDigests: Uint8Array | undefined;
 }
 
 function sizeAt(tar: Uint8Array, header: number, subject: string): number {
@@ -30,7 +35,7 @@ function isZeroBlock(tar: Uint8Array, at: number): boolean {
 
 /** Reads the entries of a decompressed TurboOCI layer blob. Throws DataLoss when it is not one. Bounding the gunzip is the caller's. */
 export function parseTurboLayer(tar: Uint8Array, subject: string): TurboLayer {
-  const layer: TurboLayer = { metaByFsType: new Map(), gzipIndex: undefined };
+  const layer: TurboLayer = { metaByFsType: new Map(), gzipIndex: undefined, chunkDigests: undefined };
   let hasMarker = false;
   for (let at = 0; at + BLOCK <= tar.length && !isZeroBlock(tar, at); ) {
     const name = readText(tar, at, 100);
@@ -42,8 +47,9 @@ export function parseTurboLayer(tar: Uint8Array, subject: string): TurboLayer {
     }
     const bytes = tar.subarray(content, content + size);
     if (name === 'ext4.fs.meta') layer.metaByFsType.set('ext4', bytes);
-    else if (name === 'erofs.fs.meta') layer.metaByFsType.set('erofs', bytes);
-    else if (name === 'gzip.meta') layer.gzipIndex = bytes;
+    else if (name === EROFS_META_NAME) layer.metaByFsType.set('erofs', bytes);
+    else if (name === GZIP_INDEX_NAME) layer.gzipIndex = bytes;
+    else if (name === CHUNK_DIGESTS_NAME) layer.chunkDigests = bytes;
     else if (name === TURBO_MARKER) hasMarker = true;
     at = content + roundUp(size, BLOCK);
   }

@@ -3,10 +3,12 @@ import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'nod
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { gunzipSync } from 'node:zlib';
 import { convertLayers } from '../../../../../plugin/convert/build/convert-layers.ts';
 import type { ConvertedLayer, ConvertOptions } from '../../../../../plugin/convert/build/options.ts';
 import { MissingList } from '../../../../../plugin/file/file.ts';
-import { memoryDevice, openMemoryDevice } from '../../../../support/devices.ts';
+import { parseTurboLayer } from '../../../../../plugin/image/turbo/turbo-layer.ts';
+import { type MemoryLayer, memoryDevice, openMemoryDevice } from '../../../../support/devices.ts';
 
 export interface BuiltLayer extends ConvertedLayer {
   blob: Buffer;
@@ -35,9 +37,22 @@ export async function buildLayers(
   }
 }
 
-/** A function that reads the device of a stack of blobs. */
-export function deviceReader(blobs: readonly Uint8Array[]): (offset: number, length: number) => Buffer {
-  const { file } = openMemoryDevice(memoryDevice(blobs));
+/** A layer of a stack: a blob, or a built layer with the source that it was made from, which index-only layers read. */
+export type StackLayer = Uint8Array | { built: BuiltLayer; source: Uint8Array };
+
+function memoryLayer(layer: StackLayer): MemoryLayer {
+  if (layer instanceof Uint8Array) return layer;
+  const { built, source } = layer;
+  if (built.kind === 'full') return built.blob;
+  const parts = parseTurboLayer(gunzipSync(built.blob), built.digest);
+  const meta = parts.metaByFsType.get('erofs');
+  if (meta === undefined) throw new Error('no metadata of erofs');
+  return { meta, target: source, ...(parts.gzipIndex === undefined ? {} : { gzipIndex: parts.gzipIndex }) };
+}
+
+/** A function that reads the device of a stack of layers. */
+export function deviceReader(layers: readonly StackLayer[]): (offset: number, length: number) => Buffer {
+  const { file } = openMemoryDevice(memoryDevice(layers.map(memoryLayer)));
   return (offset, length) => {
     const target = Buffer.alloc(length);
     if (!file.readSync(offset, length, target, 0, new MissingList())) throw new Error('bytes are not local');
@@ -45,9 +60,9 @@ export function deviceReader(blobs: readonly Uint8Array[]): (offset: number, len
   };
 }
 
-/** Writes the device of a stack of blobs as a sparse file of `sizeBytes`. */
-export function writeDevice(blobs: readonly Uint8Array[], sizeBytes: number, target: string): void {
-  const read = deviceReader(blobs);
+/** Writes the device of a stack of layers as a sparse file of `sizeBytes`. */
+export function writeDevice(layers: readonly StackLayer[], sizeBytes: number, target: string): void {
+  const read = deviceReader(layers);
   const fd = openSync(target, 'w');
   ftruncateSync(fd, sizeBytes);
   const step = 1024 * 1024;

@@ -1,0 +1,105 @@
+/**
+ * What is computed over the decompressed bytes of a layer beside the tar itself: its SHA-256 (the diffID), gzip's CRC-32, the SHA-256 of
+ * each chunk, and the windows of the index. It is half of the work of reading a layer, so it has a thread of its own. Ours.
+ */
+import { createHash, type Hash, hash } from 'node:crypto';
+import { parentPort, workerData } from 'node:worker_threads';
+import { crc32 } from 'node:zlib';
+import { GZIP_WINDOW_BYTES } from '../../../image/gzip/gzip-index.ts';
+import { packWindow } from '../../../image/gzip/gzip-index-writer.ts';
+import { TARGET_CHUNK_BYTES, TARGET_DIGEST_BYTES } from '../../../image/turbo/chunk-digests.ts';
+
+export interface PlainSums {
+  /** Hexadecimal. */
+  sha256: string;
+  crc32: number;
+  digests: Uint8Array;
+}
+
+/** Bytes of a slot: 32 KiB that came before, then `length` bytes. `spans`: positions among them at which a span begins, ascending. */
+export type HashRequest = { kind: 'block'; slot: number; length: number; spans: number[] } | { kind: 'finish' };
+/** `windows`: of the spans, as stored. */
+export type HashAnswer = { kind: 'block'; slot: number; windows: Uint8Array[] } | { kind: 'finish'; sums: PlainSums };
+
+export class PlainHasher {
+  private whole: Hash = createHash('sha256');
+  private crc = 0;
+  private digests = new Uint8Array(1024 * TARGET_DIGEST_BYTES);
+  private count = 0;
+  /** The chunk that is not complete yet. */
+  private readonly partial = Buffer.alloc(TARGET_CHUNK_BYTES);
+  private partialBytes = 0;
+
+  /** `memory`: the slot. Returns the windows of the spans that begin in it. */
+  update(memory: Uint8Array, length: number, spans: readonly number[]): Uint8Array[] {
+    const bytes = memory.subarray(GZIP_WINDOW_BYTES, GZIP_WINDOW_BYTES + length);
+    this.whole.update(bytes);
+    this.crc = crc32(bytes, this.crc);
+    let from = 0;
+    for (const at of spans) {
+      this.chunks(bytes.subarray(from, at));
+      this.endChunk();
+      from = at;
+    }
+    this.chunks(bytes.subarray(from));
+    return spans.map((at) => packWindow(memory.subarray(at, at + GZIP_WINDOW_BYTES)));
+  }
+
+  /** The sums of one layer; afterwards the next one may begin. */
+  finish(): PlainSums {
+    this.endChunk();
+    const sums = { sha256: this.whole.digest('hex'), crc32: this.crc, digests: this.digests.slice(0, this.count * TARGET_DIGEST_BYTES) };
+    this.whole = createHash('sha256');
+    this.crc = 0;
+    this.count = 0;
+    return sums;
+  }
+
+  private chunks(bytes: Uint8Array): void {
+    for (let at = 0; at < bytes.length; ) {
+      const take = Math.min(TARGET_CHUNK_BYTES - this.partialBytes, bytes.length - at);
+      if (take === TARGET_CHUNK_BYTES) this.add(bytes.subarray(at, at + take));
+      else {
+        this.partial.set(bytes.subarray(at, at + take), this.partialBytes);
+        this.partialBytes += take;
+        if (this.partialBytes === TARGET_CHUNK_BYTES) this.endChunk();
+      }
+      at += take;
+    }
+  }
+
+  private endChunk(): void {
+    if (this.partialBytes > 0) this.add(this.partial.subarray(0, this.partialBytes));
+    this.partialBytes = 0;
+  }
+
+  private add(chunk: Uint8Array): void {
+    const at = this.count * TARGET_DIGEST_BYTES;
+    if (at === this.digests.length) {
+      const larger = new Uint8Array(this.digests.length * 2);
+      larger.set(this.digests);
+      this.digests = larger;
+    }
+    this.digests.set(hash('sha256', chunk, 'buffer'), at);
+    this.count += 1;
+  }
+}
+
+/** Marks the thread that is to hash; other threads import this file for the class. */
+export interface HashThreadData {
+  hashSlots: SharedArrayBuffer[];
+}
+
+const data = workerData as Partial<HashThreadData> | null;
+if (parentPort !== null && data?.hashSlots !== undefined) {
+  const port = parentPort;
+  const slots = data.hashSlots.map((memory) => new Uint8Array(memory));
+  const hasher = new PlainHasher();
+  port.on('message', (request: HashRequest) => {
+    const answer: HashAnswer =
+      request.kind === 'finish'
+        ? { kind: 'finish', sums: hasher.finish() }
+        : { kind: 'block', slot: request.slot, windows: hasher.update(slots[request.slot]!, request.length, request.spans) };
+    port.postMessage(answer);
+  });
+}

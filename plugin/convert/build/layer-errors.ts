@@ -1,0 +1,26 @@
+/** Errors of converting one layer. Ours. */
+import type { Digest } from '../../base/digest.ts';
+import { AppError } from '../../base/errors.ts';
+import type { SourceLayer } from './options.ts';
+
+/** Throws DataLoss when a layer's bytes are not those that its descriptor and its image's configuration name. */
+export function checkDigests(layer: SourceLayer, found: { digest: Digest; diffId: Digest }): void {
+  if (layer.digest !== undefined && layer.digest !== found.digest) throw mismatch(layer.name, 'digest', found.digest, layer.digest);
+  if (layer.diffId !== undefined && layer.diffId !== found.diffId) throw mismatch(layer.name, 'diffID', found.diffId, layer.diffId);
+}
+
+function mismatch(subject: string, what: string, found: string, expected: string): AppError {
+  return new AppError('DataLoss', { op: 'convert', subject, what: `${what} is ${found}, expected ${expected}` });
+}
+
+/** Names the layer in an error of the tar reader or of the format, which know only entries. */
+export function inLayer(error: unknown, name: string): unknown {
+  if (!(error instanceof AppError) || error.subject === name) return error;
+  const { code, details } = error;
+  return new AppError(code, { op: 'convert', subject: name, what: error.message, details: { ...details, layer: name }, cause: error });
+}
+
+/** What the applier counted as left out amounts to, for people. */
+export function warningsOf(skippedXattrs: ReadonlyMap<string, number>): string[] {
+  return [...skippedXattrs].map(([name, count]) => `extended attribute ${name} was left out of ${count} entries`);
+}
