@@ -30,7 +30,7 @@ async function run(options: KillOptions): Promise<boolean> {
   const rounds: KillRound[] = [];
   await using load = await SurvivalLoad.start();
   {
-    await using _dropper = new CacheDropper(2000);
+    await using _dropper = new CacheDropper(5000);
     for (let n = 0; n < count; n += 1) {
       await delay(random(MAX_GAP_MS));
       rounds.push(await killRound(load.host.sidecar, [PROCESSES[random(PROCESSES.length)]!], load.readers));

@@ -27,7 +27,7 @@ describe(`${KILLS} kills`, () => {
   const strike = async (processes: readonly SidecarProcess[]): Promise<void> => {
     const samples: StallSample[] = [];
     const recoveries: number[] = [];
-    await using _dropper = new CacheDropper(2000);
+    await using _dropper = new CacheDropper(5000);
     for (let n = 0; n < KILLS; n += 1) {
       await delay(random(150));
       const round = await killRound(load.host.sidecar, processes, load.readers);
