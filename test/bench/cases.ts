@@ -3,6 +3,7 @@ import os from 'node:os';
 import type { Command } from 'commander';
 import { bytes } from './cases/bytes.ts';
 import { control } from './cases/control.ts';
+import { convert } from './cases/convert.ts';
 import { device } from './cases/device.ts';
 import { footprint } from './cases/footprint.ts';
 import { misses } from './cases/misses.ts';
@@ -11,7 +12,7 @@ import type { BenchCase } from './harness/bench-case.ts';
 import { printTable, record } from './harness/report.ts';
 import { saveResult } from './results.ts';
 
-const CASES: readonly BenchCase[] = [start, device, misses, bytes, control, footprint];
+const CASES: readonly BenchCase[] = [start, device, misses, bytes, control, footprint, convert];
 
 async function runCase(bench: BenchCase, options: { rounds?: string; record?: boolean }): Promise<void> {
   const rounds = options.rounds === undefined ? bench.rounds : Number(options.rounds);
