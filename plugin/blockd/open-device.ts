@@ -81,8 +81,10 @@ export class OpenDevice {
     const handles: BlobHandle[] = [];
     try {
       for (const source of blobsOf(spec)) handles.push(await parts.store.acquire(source));
-      if (parts.verify === 'full-layer-first')
-        for (const handle of handles) if (handle.source.chunkList === undefined) await fetchAndVerify(parts, handle, signal);
+      if (parts.verify === 'full-layer-first') {
+        const unchecked = uncheckedBlobs(spec);
+        for (const handle of handles) if (unchecked.has(handle.source.digest)) await fetchAndVerify(parts, handle, signal);
+      }
       for (const handle of handles) await parts.chunks.load(handle, parts, signal);
       const files = handles.map((handle) => new TouchedFile(handle.file()));
       let opener = new DeviceOpener(spec, files, parts.codec);
@@ -190,6 +192,17 @@ function* batches(ranges: readonly BlobRange[]): Generator<BlobRange[]> {
     }
   }
   if (batch.length > 0) yield batch;
+}
+
+/** Blobs whose bytes nothing but their own digest proves: no list of chunk digests in the blob, nor in the index of an original layer. */
+function uncheckedBlobs(spec: DeviceSpec): Set<string> {
+  const unchecked = new Set<string>();
+  for (const layer of spec.layers) {
+    const blobs = layer.kind === 'full' ? [layer.blob] : [layer.meta, layer.gzipIndex, layer.chunkDigests];
+    if (layer.kind === 'index' && layer.chunkDigests === undefined) blobs.push(layer.target);
+    for (const blob of blobs) if (blob !== undefined && blob.chunkList === undefined) unchecked.add(blob.digest);
+  }
+  return unchecked;
 }
 
 /** A blob's file that remembers which units were looked at. */

@@ -9,6 +9,7 @@ import { AppError, isAppError } from '../base/errors.ts';
 import { formatBytes, MIB, SECTOR_BYTES } from '../base/units.ts';
 import { mergeLayers, stackSizeBytes, withSourceBase } from '../image/lsmt/overlay.ts';
 import { isZeroed, lengthOf, type SegmentTable, shareSegments } from '../image/lsmt/segments.ts';
+import { type ChunkDigests, parseChunkDigests } from '../image/turbo/chunk-digests.ts';
 import type { BlockCodec, Codec } from '../image/zfile/codec.ts';
 import type { BlobSource, DeviceSpec, LayerSpec } from './device-spec.ts';
 import type { MissingRanges, RandomAccessFile } from './file.ts';
@@ -23,6 +24,7 @@ import {
   readGzipEnd,
 } from './open-layer.ts';
 import { StackFile } from './stack-file.ts';
+import { CheckedTarFile, chunkDigestsBytes, shareChunkDigests } from './target-chunks.ts';
 
 /**
  * Memory that the tables of one device may take: 200 GiB of image in 4 KiB blocks. Real images take a few MiB; a hostile stack of
@@ -30,14 +32,17 @@ import { StackFile } from './stack-file.ts';
  */
 const MAX_DEVICE_TABLE_BYTES = 512 * MIB;
 
+/** 128 GiB of tar in chunks of 64 KiB, and the header. */
+const MAX_CHUNK_DIGESTS_BYTES = 64 * MIB + SECTOR_BYTES;
+
 /** A file that segments map into. */
 export type SourceTables =
   /** A layer file: LSMT inside its wrappers. */
   | { kind: 'layer'; content: ContentTables }
   /** The original tar of an index layer, as it is. */
-  | { kind: 'tar'; blobIndex: number }
+  | { kind: 'tar'; blobIndex: number; digest: string; chunks?: ChunkDigests }
   /** The same inside gzip, with its index. */
-  | { kind: 'gzip'; blobIndex: number; digest: string; indexBlobIndex: number; gzip: GzipTables };
+  | { kind: 'gzip'; blobIndex: number; digest: string; indexBlobIndex: number; gzip: GzipTables; chunks?: ChunkDigests };
 
 /** All that reading a device needs beside its blobs. Structured-cloneable; the big tables are shared, not copied. */
 export interface DeviceTables {
@@ -52,7 +57,7 @@ export type PastTarget = 'error' | 'zeros';
 
 function blobsOfLayer(layer: LayerSpec): BlobSource[] {
   if (layer.kind === 'full') return [layer.blob];
-  return layer.gzipIndex === undefined ? [layer.meta, layer.target] : [layer.meta, layer.gzipIndex, layer.target];
+  return [layer.meta, layer.gzipIndex, layer.chunkDigests, layer.target].filter((blob) => blob !== undefined);
 }
 
 /** The blobs of a device, each digest once, in order of first use. Their positions are the blob indexes of tables and errors. */
@@ -159,15 +164,42 @@ export class DeviceOpener {
 
   private openTarget(layer: LayerSpec & { kind: 'index' }, missing: MissingRanges): SourceTables | undefined {
     const blobIndex = this.indexOf(layer.target);
-    if (layer.gzipIndex === undefined) return { kind: 'tar', blobIndex };
+    const { digest: targetDigest, sizeBytes } = layer.target;
+    if (layer.gzipIndex === undefined) {
+      const found = this.openChunks(layer, { spanStarts: [0], plainBytes: sizeBytes }, missing);
+      return found === undefined ? undefined : { kind: 'tar', blobIndex, digest: targetDigest, ...found };
+    }
     const indexBlobIndex = this.indexOf(layer.gzipIndex);
     const { digest } = layer.gzipIndex;
     const gzip = openGzipIndex(this.blobFiles[indexBlobIndex]!, layer.target.sizeBytes, digest, missing);
     const end = readGzipEnd(this.blobFiles[blobIndex]!, missing);
     if (gzip !== undefined && end !== undefined) checkGzipEnd(end, gzip.originalSizeBytes, layer.target.digest);
-    return gzip === undefined || end === undefined
-      ? undefined
-      : { kind: 'gzip', blobIndex, digest: layer.target.digest, indexBlobIndex, gzip };
+    if (gzip === undefined || end === undefined) return undefined;
+    const { plainOffset, count } = gzip.entries;
+    const found = this.openChunks(layer, { spanStarts: plainOffset.subarray(0, count), plainBytes: gzip.originalSizeBytes }, missing);
+    return found === undefined ? undefined : { kind: 'gzip', blobIndex, digest: targetDigest, indexBlobIndex, gzip, ...found };
+  }
+
+  /** The digests of the target's chunks, if the layer has any. */
+  private openChunks(
+    layer: LayerSpec & { kind: 'index' },
+    target: { spanStarts: ArrayLike<number>; plainBytes: number },
+    missing: MissingRanges,
+  ): { chunks?: ChunkDigests } | undefined {
+    if (layer.chunkDigests === undefined) return {};
+    const { digest, sizeBytes } = layer.chunkDigests;
+    if (sizeBytes > MAX_CHUNK_DIGESTS_BYTES) {
+      const what = `${formatBytes(sizeBytes)}, at most ${formatBytes(MAX_CHUNK_DIGESTS_BYTES)}`;
+      throw new AppError('ResourceExhausted', {
+        op: 'open chunk digests',
+        subject: digest,
+        what,
+        details: { limit: MAX_CHUNK_DIGESTS_BYTES },
+      });
+    }
+    const bytes = Buffer.allocUnsafeSlow(sizeBytes);
+    if (!this.blobFiles[this.indexOf(layer.chunkDigests)]!.readSync(0, sizeBytes, bytes, 0, missing)) return undefined;
+    return { chunks: shareChunkDigests(parseChunkDigests(bytes, target, digest)) };
   }
 
   private combine(layers: readonly OpenedLayer[]): DeviceTables {
@@ -217,6 +249,7 @@ function checkTableBytes(sources: readonly SourceTables[], subject: string): voi
   for (const source of sources) {
     const jumpTable = source.kind === 'layer' ? source.content.zfile?.jumpTable : undefined;
     if (jumpTable !== undefined) total += jumpTable.bases.byteLength + jumpTable.sizes.byteLength;
+    if (source.kind !== 'layer') total += chunkDigestsBytes(source.chunks);
     if (source.kind === 'gzip') total += source.gzip.entries.plainOffset.buffer.byteLength;
   }
   if (total <= MAX_DEVICE_TABLE_BYTES) return;
@@ -243,9 +276,12 @@ export function createDeviceFile(tables: DeviceTables, blobFiles: readonly Rando
   const files = tables.sources.map((source): RandomAccessFile => {
     if (source.kind === 'layer') return createContentFile(source.content, blobFiles[source.content.blobIndex]!, codec);
     const target = blobFiles[source.blobIndex]!;
-    if (source.kind === 'tar') return target;
+    if (source.kind === 'tar') {
+      const { chunks, digest, blobIndex } = source;
+      return chunks === undefined ? target : new CheckedTarFile(target, chunks, { subject: digest, blobId: blobIndex });
+    }
     const origin = { subject: source.digest, blobId: source.blobIndex, indexBlobId: source.indexBlobIndex };
-    return new GzipFile(target, blobFiles[source.indexBlobIndex]!, source.gzip, codec, origin);
+    return new GzipFile(target, blobFiles[source.indexBlobIndex]!, source.gzip, codec, origin, source.chunks);
   });
   return new StackFile(tables.segments, files, tables.deviceSizeBytes);
 }

@@ -38,6 +38,8 @@ export const layerSpecSchema = z.discriminatedUnion('kind', [
     target: blobSourceSchema,
     /** Present when the target is gzip: the random-access index. */
     gzipIndex: blobSourceSchema.optional(),
+    /** SHA-256 of the chunks of the target's decompressed data (plugin/image/turbo/chunk-digests.ts); only our own indexes have one. */
+    chunkDigests: blobSourceSchema.optional(),
   }),
 ]);
 export type LayerSpec = z.infer<typeof layerSpecSchema>;
@@ -59,7 +61,7 @@ export type DeviceSpec = z.infer<typeof deviceSpecSchema>;
 export function deviceIdOf(layers: readonly LayerSpec[]): string {
   const hash = createHash('sha256');
   for (const layer of layers) {
-    const blobs = layer.kind === 'full' ? [layer.blob] : [layer.meta, layer.target, layer.gzipIndex];
+    const blobs = layer.kind === 'full' ? [layer.blob] : [layer.meta, layer.target, layer.gzipIndex, layer.chunkDigests];
     hash.update(`${layer.kind} ${blobs.map((blob) => (blob === undefined ? '' : blobKeyOf(blob))).join(' ')}\n`);
   }
   return hash.digest('hex').slice(0, 32);

@@ -6,8 +6,10 @@ import assert from 'node:assert';
 import { AppError } from '../base/errors.ts';
 import { findGzipEntry, type GzipEntries, unpackWindow } from '../image/gzip/gzip-index.ts';
 import type { RawInflater } from '../image/gzip/inflater.ts';
+import type { ChunkDigests } from '../image/turbo/chunk-digests.ts';
 import type { MissingRanges, RandomAccessFile } from './file.ts';
 import { type SpanCache, threadSpanCache } from './span-cache.ts';
+import { wrongChunkOf } from './target-chunks.ts';
 
 /** What opening found out; plain data over shared memory. */
 export interface GzipTables {
@@ -32,16 +34,18 @@ export class GzipFile implements RandomAccessFile {
   private readonly tables: GzipTables;
   private readonly inflater: RawInflater;
   private readonly origin: GzipOrigin;
+  private readonly chunks: ChunkDigests | undefined;
   private readonly cache: SpanCache;
   private readonly owner: number;
 
-  /** `index` is the index file itself: windows are read from it when a span is inflated. */
+  /** `index` is the index file itself: windows are read from it when a span is inflated. With `chunks` each span is checked. */
   constructor(
     gzip: RandomAccessFile,
     index: RandomAccessFile,
     tables: GzipTables,
     inflater: RawInflater,
     origin: GzipOrigin,
+    chunks?: ChunkDigests,
     cache = threadSpanCache,
   ) {
     this.gzip = gzip;
@@ -49,6 +53,7 @@ export class GzipFile implements RandomAccessFile {
     this.tables = tables;
     this.inflater = inflater;
     this.origin = origin;
+    this.chunks = chunks;
     this.cache = cache;
     this.owner = cache.newOwner();
     this.sizeBytes = tables.originalSizeBytes;
@@ -99,9 +104,14 @@ export class GzipFile implements RandomAccessFile {
       const what = `span ${i}, ${stored.length} bytes at ${from} of the blob, ${found}`;
       throw this.corrupt(what, this.origin.blobId, from, stored.length);
     }
+    const wrong = this.chunks === undefined ? undefined : wrongChunkOf(this.chunks, i, span);
+    if (wrong !== undefined) {
+      throw this.corrupt(`span ${i}, chunk ${wrong}, is not what its index says`, this.origin.blobId, from, stored.length);
+    }
     this.cache.keep(this.owner, i, span);
     return span;
   }
+
   private unpackWindow(stored: Uint8Array, isCompressed: boolean, offset: number): Uint8Array {
     try {
       return unpackWindow(stored, isCompressed, offset, this.origin.subject);

@@ -40,7 +40,7 @@ export function needsOf(value: Accelerated): Set<string> {
 /** The blobs of one layer. */
 export function blobsOfLayer(layer: LayerSpec): BlobSource[] {
   if (layer.kind === 'full') return [layer.blob];
-  return layer.gzipIndex === undefined ? [layer.meta, layer.target] : [layer.meta, layer.gzipIndex, layer.target];
+  return [layer.meta, layer.gzipIndex, layer.chunkDigests, layer.target].filter((blob) => blob !== undefined);
 }
 
 /**

@@ -10,6 +10,7 @@ import { sha256 } from '../base/digest.ts';
 import { AppError, errnoOf } from '../base/errors.ts';
 import type { BlobSource, LayerSpec } from '../file/device-spec.ts';
 import { removeDurably, writeDurably } from '../file/durable-file.ts';
+import { blobsOfLayer } from './accelerated.ts';
 import { wallTimeUs } from './wall-time.ts';
 
 /** Longer than a resolution is believed (see image-decider.ts), so that a file that a pull counts on is there when its row comes. */
@@ -45,9 +46,7 @@ export class IndexFiles {
 
   /** True when every metadata file of the layers is there; they then stay for a while, for a pull that counts on them. */
   async hold(layers: readonly LayerSpec[]): Promise<boolean> {
-    const files = layers.flatMap((layer) =>
-      layer.kind === 'index' ? [layer.meta, ...(layer.gzipIndex === undefined ? [] : [layer.gzipIndex])] : [],
-    );
+    const files = layers.flatMap((layer) => (layer.kind === 'index' ? blobsOfLayer(layer).filter((blob) => blob !== layer.target) : []));
     this.dependencies.touch(
       files.map((file) => file.digest),
       wallTimeUs(),

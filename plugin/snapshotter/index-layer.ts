@@ -30,6 +30,8 @@ export interface IndexLayer {
   diffId: Digest;
   metaByFsType: ReadonlyMap<FsType, BlobSource>;
   gzipIndex: BlobSource | undefined;
+  /** Only layers of this product carry them. */
+  chunkDigests: BlobSource | undefined;
 }
 
 const unzip = promisify(gunzip);
@@ -70,7 +72,8 @@ export class IndexLayers {
       const metaByFsType = new Map<FsType, BlobSource>();
       for (const [fsType, meta] of layer.metaByFsType) metaByFsType.set(fsType, await files.keep(meta));
       const gzipIndex = layer.gzipIndex === undefined ? undefined : await files.keep(layer.gzipIndex);
-      return { diffId: sha256(tar), metaByFsType, gzipIndex };
+      const chunkDigests = layer.chunkDigests === undefined ? undefined : await files.keep(layer.chunkDigests);
+      return { diffId: sha256(tar), metaByFsType, gzipIndex, chunkDigests };
     });
   }
 }
@@ -92,8 +95,10 @@ export function indexSpecOf(
   const compression = layerCompression(mediaType);
   if (compression === 'none' || compression === 'gzip') {
     // The media type may be wrong (containerd looks at the bytes); an index of a gzip file is checked against it.
-    if (layer.gzipIndex !== undefined) return { spec: { kind: 'index', meta, target, gzipIndex: layer.gzipIndex } };
-    if (compression === 'none') return { spec: { kind: 'index', meta, target } };
+    const { gzipIndex, chunkDigests } = layer;
+    const checked = chunkDigests === undefined ? {} : { chunkDigests };
+    if (gzipIndex !== undefined) return { spec: { kind: 'index', meta, target, gzipIndex, ...checked } };
+    if (compression === 'none') return { spec: { kind: 'index', meta, target, ...checked } };
     return { refusal: 'its original layer is compressed with gzip and it carries no index of it' };
   }
   const what =

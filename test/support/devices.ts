@@ -14,7 +14,7 @@ export interface MemoryDevice {
 }
 
 /** A layer as bytes. */
-export type MemoryLayer = Uint8Array | { meta: Uint8Array; target: Uint8Array; gzipIndex?: Uint8Array };
+export type MemoryLayer = Uint8Array | { meta: Uint8Array; target: Uint8Array; gzipIndex?: Uint8Array; chunkDigests?: Uint8Array };
 
 /** Describes a stack of layers, bottom to top. */
 export function memoryDevice(layers: readonly MemoryLayer[]): MemoryDevice {
@@ -26,9 +26,10 @@ export function memoryDevice(layers: readonly MemoryLayer[]): MemoryDevice {
   };
   const specOf = (layer: MemoryLayer): LayerSpec => {
     if (layer instanceof Uint8Array) return { kind: 'full', blob: blob(layer) };
-    const { meta, target, gzipIndex } = layer;
+    const { meta, target, gzipIndex, chunkDigests } = layer;
     const index = gzipIndex === undefined ? {} : { gzipIndex: blob(gzipIndex) };
-    return { kind: 'index', meta: blob(meta), target: blob(target), ...index };
+    const checked = chunkDigests === undefined ? {} : { chunkDigests: blob(chunkDigests) };
+    return { kind: 'index', meta: blob(meta), target: blob(target), ...index, ...checked };
   };
   return { spec: { version: 1, id: 'test', image: 'test', layers: layers.map(specOf) }, bytesByDigest };
 }

@@ -1,14 +1,17 @@
 /** Proves the behaviour of opened devices: rounds of fetching, odd reads, corrupt blocks, threads, refused descriptions. */
+import { hash } from 'node:crypto';
 import { Worker } from 'node:worker_threads';
 import { gzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { AppError } from '../../../../plugin/base/errors.ts';
 import { blobsOf, createDeviceFile, DeviceOpener, tryOpenDevice } from '../../../../plugin/file/device-file.ts';
 import { MemoryFile, MissingList } from '../../../../plugin/file/file.ts';
+import { openGzipIndex } from '../../../../plugin/file/open-layer.ts';
 import { lengthOf } from '../../../../plugin/image/lsmt/segments.ts';
+import { encodeChunkDigestsHeader, TARGET_CHUNK_BYTES } from '../../../../plugin/image/turbo/chunk-digests.ts';
 import { crc32c } from '../../../../plugin/image/zfile/crc32c.ts';
 import { loadCodec } from '../../../../plugin/kernel/codecs.ts';
-import { type MemoryDevice, memoryDevice, openMemoryDevice, PartialFile, readWhole } from '../../../support/devices.ts';
+import { hashFile, type MemoryDevice, memoryDevice, openMemoryDevice, PartialFile, readWhole } from '../../../support/devices.ts';
 import { readFixture } from '../../../support/fixtures.ts';
 
 const codec = loadCodec();
@@ -148,6 +151,85 @@ describe('originals that are not what an index was made of', () => {
     }
     openMemoryDevice(memoryDevice([{ meta, target: tar.subarray(0, end - 100) }]));
     expect(() => openMemoryDevice(memoryDevice([{ meta, target: tar.subarray(0, end - 512) }]))).toThrow(/maps into sectors up to/);
+  });
+});
+
+describe('originals with chunk digests', () => {
+  const tar = readFixture('oci/l2.tar');
+  const gzip = readFixture('oci/l1.tar.gz');
+  const gzipIndex = readFixture('turbo/targz/l1.gzip.meta');
+
+  /** The list of a tar whose spans begin at these offsets; `change` spoils one digest. */
+  function digestsOf(bytes: Uint8Array, spanStarts: readonly number[], change?: number): Uint8Array {
+    const digests: Buffer[] = [];
+    for (const [i, begin] of spanStarts.entries()) {
+      const end = spanStarts[i + 1] ?? bytes.length;
+      for (let at = begin; at < end; at += TARGET_CHUNK_BYTES) {
+        digests.push(hash('sha256', bytes.subarray(at, Math.min(end, at + TARGET_CHUNK_BYTES)), 'buffer'));
+      }
+    }
+    if (change !== undefined) digests[change]![0]! ^= 1;
+    return Buffer.concat([encodeChunkDigestsHeader(bytes.length, digests.length), ...digests]);
+  }
+  const plainOf = (change?: number) => ({
+    meta: readFixture('turbo/tar/l2.ext4.fs.meta'),
+    target: tar,
+    chunkDigests: digestsOf(tar, [0], change),
+  });
+  const l1Tar = readFixture('oci/l1.tar');
+  const index = new MemoryFile(gzipIndex);
+  const { entries } = openGzipIndex(index, gzip.length, 'l1', new MissingList())!;
+  const spanStarts = [...entries.plainOffset.subarray(0, entries.count)];
+  const gzipOf = (change?: number) => ({
+    meta: readFixture('turbo/tar/l1.ext4.fs.meta'),
+    target: gzip,
+    gzipIndex,
+    chunkDigests: digestsOf(l1Tar, spanStarts, change),
+  });
+
+  test('right digests change nothing of what is read', () => {
+    for (const layers of [[gzipOf()], [plainOf()]]) {
+      const without = layers.map(({ chunkDigests: _, ...layer }) => layer);
+      expect(hashFile(openMemoryDevice(memoryDevice(layers)).file)).toBe(hashFile(openMemoryDevice(memoryDevice(without)).file));
+    }
+  });
+
+  test.each([
+    ['gzip', gzipOf, 3],
+    ['tar', plainOf, 2],
+  ])('bytes of a %s that have another digest are an error with the place to fetch again, the others are read', (_, make, change) => {
+    const device = memoryDevice([make(change)]);
+    const { file, tables } = openMemoryDevice(device);
+    const targetIndex = blobsOf(device.spec).findIndex(
+      (blob) => blob.digest === (device.spec.layers[0] as { target: { digest: string } }).target.digest,
+    );
+    const errors = new Set<string>();
+    let goodReads = 0;
+    for (let at = 0; at < file.sizeBytes; at += 1 << 20) {
+      for (let piece = at; piece < at + (1 << 20); piece += 1 << 17) {
+        try {
+          file.readSync(piece, 1 << 17, Buffer.alloc(1 << 17), 0, new MissingList());
+          goodReads += 1;
+        } catch (error) {
+          if (!(error instanceof AppError)) throw error;
+          errors.add(error.code);
+          expect(error.details).toMatchObject({ blobIndex: targetIndex, offset: expect.any(Number), length: expect.any(Number) });
+          expect(error.message).toMatch(/is not what its index says/);
+        }
+      }
+    }
+    expect([...errors]).toEqual(['DataLoss']);
+    expect(goodReads).toBeGreaterThan(tables.segments.count > 0 ? 10 : 0);
+  });
+
+  test('a list that is not of these chunks is refused', () => {
+    for (const layer of [
+      { ...plainOf(), chunkDigests: digestsOf(tar.subarray(0, tar.length - 512), [0]) },
+      { ...gzipOf(), chunkDigests: digestsOf(l1Tar, [0, 1, 2, 3, 4]) },
+      { ...plainOf(), chunkDigests: plainOf().chunkDigests.subarray(0, 100) },
+    ]) {
+      expect(errorOf(() => openMemoryDevice(memoryDevice([layer]))).code).toBe('DataLoss');
+    }
   });
 });
 
