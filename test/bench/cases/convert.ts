@@ -52,7 +52,10 @@ async function yardsticks(corpus: ConvertCorpus): Promise<Sample[]> {
   await using scratch = await Scratch.create('bench-mkfs');
   await scratch.dir('tree');
   const common = { layers: corpus.layers.length, tarGzipBytes: corpus.tarGzipBytes, metadataBytes: 0, maxRssBytes: 0 };
-  const unpack = await timed('target=$1; shift; for layer; do zcat "$layer" | tar -xp -C "$target/tree"; done', [scratch.path, ...corpus.layers]);
+  const unpack = await timed('target=$1; shift; for layer; do zcat "$layer" | tar -xp -C "$target/tree"; done', [
+    scratch.path,
+    ...corpus.layers,
+  ]);
   const samples: Sample[] = [{ what: 'zcat | tar -x alone', ...common, ...unpack, outputBytes: 0 }];
   for (const [what, script] of YARDSTICKS) {
     const { wallMs, cpuMs } = await timed(script, [scratch.path]);
