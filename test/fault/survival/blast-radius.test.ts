@@ -8,7 +8,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { BlockdClient } from '../../../plugin/blockd/client.ts';
 import type { DeviceStatus } from '../../../plugin/blockd/devices.ts';
 import { pushImage } from '../../support/oci-image.ts';
-import { Daemon, killPid, readTail, run } from '../../support/process.ts';
+import { Daemon, descendantsOf, killPid, readTail } from '../../support/process.ts';
 import { startRegistryProxy } from '../../support/registry-proxy.ts';
 import { SurvivalHost } from '../../support/survival-host.ts';
 import { fileSystemOf, imageOfFileSystem, makeTree, type SurvivalTree } from '../../support/survival-image.ts';
@@ -127,12 +127,16 @@ test('a private mount namespace keeps a device alive and its blobs in use, besid
       details: () => readTail(logPath, 20),
     });
     expect((await devices()).filter((d) => d.id === id)[0]!.blobBytes).toBeGreaterThan(0);
-    for (const child of (await run('pgrep', ['-P', String(pin.pid)])).stdout.split('\n').filter(Boolean)) await killPid(Number(child));
+    // The shell first: it would start another sleep.
+    const children = descendantsOf(pin.pid);
     await pin.stop({ signal: 'SIGKILL' });
+    for (const child of children) await killPid(child.pid);
     await waitFor(async () => (await devices()).every((d) => d.id !== id), { what: 'the device to be released', timeoutMs: 20_000 });
     const directory = join(host.sidecar.run, 'devices');
     expect(existsSync(directory) ? readdirSync(directory).filter((name) => name.startsWith(id)) : []).toEqual([]);
   } finally {
+    const left = descendantsOf(pin.pid);
     await pin.stop({ signal: 'SIGKILL' });
+    for (const child of left) await killPid(child.pid);
   }
 });
