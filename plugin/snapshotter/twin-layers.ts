@@ -10,7 +10,7 @@ import { parseImageConfig } from '../image/oci/config.ts';
 import { ARTIFACT_TYPE, layerCompression } from '../image/oci/media-types.ts';
 import type { IndexLayers } from './index-layer.ts';
 import { readLayerMarks } from './labels.ts';
-import { fetchImageManifest, type ImageManifest } from './manifest.ts';
+import { fetchImageManifest } from './manifest.ts';
 import type { ImageResolver, RepositoryName } from './ports.ts';
 import { type OriginalLayers, type Servable, servableLayers } from './served-layers.ts';
 import type { TwinCandidate } from './twin-finder.ts';
@@ -41,23 +41,21 @@ export async function fetchBaseImage(resolver: ImageResolver, image: string, dig
   return { digest, source, layers, diffIds };
 }
 
-/** Why a twin's layers are not those of the image; undefined when they may be. */
+/**
+ * Why a twin's layers are not those of the image; undefined when they may be. An index-only twin may hold some layers as a whole, where
+ * the original cannot be read at random.
+ */
 function mismatchOf(twin: TwinCandidate, base: BaseImage): string | undefined {
   const { layers } = twin.manifest;
   if (layers.length !== base.layers.length) return `it has ${layers.length} layers, the image has ${base.layers.length}`;
-  const badMode = layers.findIndex((layer, i) => !fitsKind(layer, twin.kind, base.layers[i]!.mediaType));
-  if (badMode === -1) return undefined;
-  return twin.kind === ARTIFACT_TYPE.native
-    ? `layer ${badMode} is index-only, and the artifact says that it is a full one`
-    : `layer ${badMode} does not name the layer of the image that it indexes`;
-}
-
-/** An index-only twin holds whole layers only where the original cannot be read at random. */
-function fitsKind(layer: ImageManifest['layers'][number], kind: TwinCandidate['kind'], originalType: string): boolean {
-  const isIndex = readLayerMarks(layer.annotations)?.target !== undefined;
-  if (kind === ARTIFACT_TYPE.native) return !isIndex;
-  const compression = layerCompression(originalType);
-  return isIndex || (compression !== 'none' && compression !== 'gzip');
+  const targets = layers.map((layer) => readLayerMarks(layer.annotations)?.target?.digest);
+  const index = targets.findIndex((target) => target !== undefined);
+  if (twin.kind === ARTIFACT_TYPE.native) {
+    return index === -1 ? undefined : `layer ${index} is index-only, and the artifact says that it is a full one`;
+  }
+  if (index === -1) return 'no layer of it is index-only, and the artifact says that it is';
+  const other = targets.findIndex((target, i) => target !== undefined && target !== base.layers[i]!.digest);
+  return other === -1 ? undefined : `layer ${other} indexes ${targets[other]}, the image's layer is ${base.layers[other]!.digest}`;
 }
 
 /**
@@ -74,11 +72,5 @@ export async function twinLayers(
   const refuse = (what: string): AppError =>
     new AppError('FailedPrecondition', { op: 'use twin', subject: `${twin.repository.repository}@${twin.manifest.digest}`, what });
   if (mismatch !== undefined) throw refuse(mismatch);
-  for (const [i, layer] of twin.manifest.layers.entries()) {
-    const target = readLayerMarks(layer.annotations)?.target;
-    if (target !== undefined && target.digest !== base.layers[i]!.digest) {
-      throw refuse(`layer ${i} indexes ${target.digest}, the image's layer is ${base.layers[i]!.digest}`);
-    }
-  }
   return servableLayers(twin.manifest, twin.repository, base, parts, signal);
 }

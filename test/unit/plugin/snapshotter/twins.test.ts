@@ -239,12 +239,12 @@ const forgeries: [string, RegExp, (manifest: string) => Promise<void>][] = [
     },
   ],
   [
-    'index-only that brings a block layer',
-    /layer 0 does not name the layer/,
+    'that says it is index-only and brings block layers',
+    /no layer of it is index-only/,
     async (manifest) => void harness.resolver.addImage(INDEX_TAG, FULL, turbo(manifest)),
   ],
   [
-    'full that brings an index',
+    'that says it is a full one and brings an index',
     /layer 0 is index-only/,
     async (manifest) => void harness.resolver.addImage(FULL_TAG, await indexLayers(), native(manifest)),
   ],
