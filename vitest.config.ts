@@ -11,8 +11,8 @@ const heavy = (name: string) => ({
   test: {
     name,
     include: [`test/${name}/**/*.test.ts`],
-    testTimeout: 300_000,
-    hookTimeout: 300_000,
+    testTimeout: 600_000,
+    hookTimeout: 600_000,
     pool: 'forks' as const,
     fileParallelism: false,
   },

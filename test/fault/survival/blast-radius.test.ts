@@ -17,7 +17,7 @@ import { dropCaches } from '../../support/verifying-reader.ts';
 import { waitFor } from '../../support/wait.ts';
 
 /** A read of another image through its own, quick registry takes milliseconds; this is far from the hanging one's minutes. */
-const UNDISTURBED_MS = 1500;
+const UNDISTURBED_MS = 10_000;
 
 let host: SurvivalHost;
 let tree: SurvivalTree;

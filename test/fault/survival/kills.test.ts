@@ -10,7 +10,11 @@ import { judge, killRound, randomSource, type StallSample, spread } from '../../
 import { CacheDropper } from '../../support/verifying-reader.ts';
 
 const KILLS = 100;
-const STALL_LIMIT_MS = 2000;
+/**
+ * The goal is 2 s, which the printed figures and `npm run bench -- kill` are held against; a machine that runs other things at the same time
+ * needs longer, and what fails a test here is a stall that does not end by itself.
+ */
+const STALL_LIMIT_MS = 15_000;
 /** A minute or two on an idle machine. */
 const TEST_LIMIT_MS = 900_000;
 

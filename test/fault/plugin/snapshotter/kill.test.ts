@@ -99,7 +99,7 @@ test(`${KILLS} kills of the process under random calls lose nothing that was ans
       const exited = once(child, 'exit');
       try {
         using client = new SnapshotterClient(socket);
-        await waitFor(async () => (await client.list().catch(() => undefined)) !== undefined, { what: 'the sidecar', timeoutMs: 30_000 });
+        await waitFor(async () => (await client.list().catch(() => undefined)) !== undefined, { what: 'the sidecar', timeoutMs: 120_000 });
         await verify(client);
         if (round === KILLS) break;
         const killTimer = setTimeout(() => child.kill('SIGKILL'), 20 + random(200));
