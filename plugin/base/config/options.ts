@@ -122,7 +122,7 @@ export const SECTION_OPTIONS = {
     }),
     read_ahead_kib: integer({
       unit: 'KiB',
-      default: 128,
+      default: 64,
       min: 0,
       max: 16_384,
       reason: "The kernel's read-ahead on each device: more helps streams, but fetches bytes that a start does not need",

@@ -9,13 +9,12 @@ import { Scratch } from '../../support/scratch.ts';
 import { timedStart } from '../../support/timed-start.ts';
 
 /**
- * The goal is 0.15 and not reached: 20 to 25 % are fetched, and the bound is above that. The program reads 10 % of the uncompressed bytes,
- * but from small files in many places, and the 64 KiB units that hold them are 18 % of the compressed image; read-ahead of the kernel and
- * of streams adds the rest.
+ * The goal is 0.15, and 0.150 is what a calm machine shows. The program reads a tenth of the uncompressed bytes, but from small files in many
+ * places, and the 64 KiB units that hold them are 13 % of the compressed image; read-ahead adds the rest, more of it on a busy machine.
  */
-const SHARE_MAX = 0.3;
+const SHARE_MAX = 0.18;
 
-test('a program of a large image runs before a third of the image is fetched; its second container needs hardly anything more', async () => {
+test('a program of a large image runs before a fifth of the image is fetched; its second container needs hardly anything more', async () => {
   await using scratch = await Scratch.create('start');
   const source = await debianImage();
   expect(source.tarsSizeBytes).toBeGreaterThan(200 * MIB);
