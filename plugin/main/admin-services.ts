@@ -27,6 +27,7 @@ const SEVERITIES: Readonly<Record<string, EventRow['severity']>> = {
   'snapshot-broken': 'error',
   'device-not-open': 'error',
   'layer-not-lazy': 'warning',
+  'blob-lost': 'error',
 };
 
 const isoOfUs = (us: number): string => new Date(us / 1000).toISOString();
