@@ -4,8 +4,8 @@
  *
  * Inherent differences, each checked for what it is:
  * - The time of a directory that a layer changes something in without listing it: containerd leaves the time of unpacking, which differs with
- *   every host; we keep the time that the layers below gave it. One that no layer lists at all is made by whoever unpacks: of our own we say
- *   nothing but that its time is the entry's that made it necessary.
+ *   every host; we keep the time that the layers below gave it. One that no layer lists at all has the time of
+ *   unpacking there, and 0 with us.
  * - The time of the root: containerd passes over a layer's entry for the root, so that its time is that of unpacking; ours is the entry's.
  * - Attributes `trusted.*`: containerd sets none from a layer ("admin attributes from archive not supported"); we keep them, not compared.
  * - Link counts: overlayfs counts names that upper layers hide. Which names are one file is compared instead.
@@ -131,13 +131,13 @@ function differences(expected: Tree, actual: Tree): string[] {
   return lines;
 }
 
-/** The directories that the top layer changes without listing them: ours keep their time, or have the time of what is in them. */
+/** The directories that the top layer changes without listing them: ours keep their time, and new ones have 0. */
 function takeTimesOfUnlisted(loneFiles: readonly string[], { below, ours, theirs }: Record<'below' | 'ours' | 'theirs', Tree>): void {
   for (const file of loneFiles) {
     const names = file.split('/');
     for (let depth = 1; depth < names.length; depth += 1) {
       const directory = names.slice(0, depth).join('/');
-      const kept = below.get(directory)?.mtime ?? ours.get(file)?.mtime;
+      const kept = below.get(directory)?.mtime ?? '0';
       expect(`${directory} ${ours.get(directory)?.mtime}`).toBe(`${directory} ${kept}`);
       theirs.get(directory)!.mtime = kept;
     }
