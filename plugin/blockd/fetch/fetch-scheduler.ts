@@ -291,8 +291,8 @@ export class FetchScheduler {
 
   private prefetch(blob: BlobFetches, ahead: ReadAhead): void {
     if (this.queue.queued.prefetch >= this.queue.limits.queuedPrefetch) return;
-    // A unit that was there before belongs to another reader, whose next pass must not start this stream again.
-    if (!blob.handle.isReadable(ahead.markUnit)) blob.handle.mark(ahead.markUnit);
+    // A unit that was read before belongs to another reader, whose next pass must not start this stream again.
+    if (!blob.handle.isReadable(ahead.markUnit) || !blob.handle.isAccessed(ahead.markUnit)) blob.handle.mark(ahead.markUnit);
     this.collect(blob, ahead.firstUnit, ahead.endUnit, 'prefetch', blob.distrustedMirrors, new Set());
   }
 

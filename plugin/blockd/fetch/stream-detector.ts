@@ -6,7 +6,7 @@
  *   ──read──►│   fetched    │M  or on its way  │  next window, twice as long …
  *
  * Random reads must cost nothing: only the second miss in a row that continues another, with at least three units in all, makes a
- * stream. Then 128 KiB ahead, 256 KiB, … 4 MiB, as long as what was brought is read: a stream whose reader leaves a quarter of it out
+ * stream. Then 128 KiB ahead, 256 KiB, … 4 MiB, and at last 8 MiB that move with the reader, as long as what was brought is read: a stream whose reader leaves a quarter of it out
  * gets shorter windows, and one that leaves out half, or pauses, is none. A container's start hops through its libraries like that.
  */
 import { FETCH_STREAM_BYTES, FETCH_UNIT_BYTES } from '../../base/limits.ts';
@@ -37,8 +37,12 @@ interface Stream {
 const FIRST_WINDOW_UNITS = 2;
 /** A miss that reads much at once starts with twice its size, but at most with this. */
 const FIRST_WINDOW_MAX_UNITS = FETCH_STREAM_BYTES / FETCH_UNIT_BYTES;
-/** 4 MiB: four requests in flight fill 1 Gbit/s at 30 ms. */
-const WINDOW_MAX_UNITS = (4 * FETCH_STREAM_BYTES) / FETCH_UNIT_BYTES;
+/**
+ * The last window is 4 MiB. From then on the reader has 8 MiB before it, asked for 1 MiB at a time: a window that arrives as one is read
+ * at once, and the link lies idle for a round trip until the next one comes (a third of the time at 20 ms and 1 Gbit/s).
+ */
+const STEADY_UNITS = (8 * FETCH_STREAM_BYTES) / FETCH_UNIT_BYTES;
+const STEADY_STEP_UNITS = FETCH_STREAM_BYTES / FETCH_UNIT_BYTES;
 const STREAM_UNITS_MIN = 3;
 /** Fewer units say nothing: requests of one reader may come a little out of order. */
 const JUDGED_UNITS_MIN = 4;
@@ -116,9 +120,14 @@ export class StreamDetector {
       return undefined;
     }
     if (leftOut >= 0.25) stream.windowUnits = Math.max(FIRST_WINDOW_UNITS, Math.floor(stream.windowUnits / 4));
-    stream.aheadEnd = Math.min(this.unitCount, firstUnit + stream.windowUnits);
-    stream.markUnit = firstUnit + Math.floor((stream.aheadEnd - firstUnit) / 2);
-    stream.windowUnits = Math.min(WINDOW_MAX_UNITS, stream.windowUnits * 2);
+    if (stream.windowUnits < STEADY_UNITS) {
+      stream.aheadEnd = Math.min(this.unitCount, firstUnit + stream.windowUnits);
+      stream.markUnit = firstUnit + Math.floor((stream.aheadEnd - firstUnit) / 2);
+      stream.windowUnits *= 2;
+    } else {
+      stream.aheadEnd = Math.min(this.unitCount, Math.max(firstUnit, stream.nextUnit + STEADY_UNITS));
+      stream.markUnit = Math.min(stream.nextUnit + STEADY_STEP_UNITS, stream.aheadEnd) - 1;
+    }
     return { firstUnit, endUnit: stream.aheadEnd, markUnit: stream.markUnit };
   }
 

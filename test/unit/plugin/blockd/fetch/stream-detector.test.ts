@@ -15,21 +15,27 @@ test('misses here and there, and pairs of neighbours, read nothing ahead', () =>
   }
 });
 
-test('a sequential reader gets 128 KiB ahead, then twice as much each time, up to 4 MiB; marks lie in the middle', () => {
+test('a sequential reader gets 128 KiB ahead, then twice as much each time, up to 4 MiB, then 8 MiB that move with it', () => {
   const detector = detectorOf(10_000);
   expect(detector.onMiss(10, 11, 0)).toBeUndefined();
   expect(detector.onMiss(11, 12, 0)).toBeUndefined();
   let ahead = detector.onMiss(12, 13, 0);
   expect(ahead).toEqual({ firstUnit: 13, endUnit: 15, markUnit: 14 });
   const windows = [2];
-  for (let i = 0; i < 8; i += 1) {
+  for (let i = 0; i < 5; i += 1) {
     const next = detector.onMark(ahead!.markUnit, 0)!;
     expect(next.firstUnit).toBe(ahead!.endUnit);
     windows.push(next.endUnit - next.firstUnit);
     expect(next.markUnit).toBe(next.firstUnit + Math.floor((next.endUnit - next.firstUnit) / 2));
     ahead = next;
   }
-  expect(windows).toEqual([2, 4, 8, 16, 32, 64, 64, 64, 64]);
+  expect(windows).toEqual([2, 4, 8, 16, 32, 64]);
+  for (const units of [97, 16, 16, 16]) {
+    const { markUnit, endUnit } = ahead!;
+    ahead = detector.onMark(markUnit, 0)!;
+    expect(ahead).toEqual({ firstUnit: endUnit, endUnit: endUnit + units, markUnit: markUnit + 16 });
+    expect(ahead.endUnit).toBe(markUnit + 1 + 128);
+  }
   expect(detector.onMark(3, 0)).toBeUndefined();
 });
 
