@@ -4,6 +4,7 @@ import { Worker } from 'node:worker_threads';
 import { AppError } from '../../../base/errors.ts';
 import { MIB } from '../../../base/units.ts';
 import { GZIP_WINDOW_BYTES } from '../../../image/gzip/gzip-index.ts';
+import type { EntryStart } from '../../../image/gzip/sparse-window.ts';
 import type { HashAnswer, HashRequest, HashThreadData, PlainSums } from './plain-hasher.ts';
 
 const WORKER = path.join(import.meta.dirname, `plain-hasher${path.extname(import.meta.filename)}`);
@@ -23,7 +24,7 @@ export class HashThread implements AsyncDisposable {
   private readonly worker: Worker;
   private readonly slots: Slot[];
   private readonly free: Slot[];
-  private onWindows: (windows: Uint8Array[]) => void = () => {};
+  private onWindow: (window: Uint8Array) => void = () => {};
   private wake: (() => void) | undefined;
   private sums: PlainSums | undefined;
   private failure: { error: unknown } | undefined;
@@ -45,9 +46,9 @@ export class HashThread implements AsyncDisposable {
     );
   }
 
-  /** Begins a layer. `onWindows` gets the stored windows of each block in order; what it throws is the thread's failure. */
-  begin(onWindows: (windows: Uint8Array[]) => void): void {
-    this.onWindows = onWindows;
+  /** Begins a layer. `onWindow` gets the windows of the entries, as stored, in order; what it throws is the thread's failure. */
+  begin(onWindow: (window: Uint8Array) => void): void {
+    this.onWindow = onWindow;
   }
 
   /** Waits for a slot; its first 32 KiB are left to the caller. Rejects when the thread has failed. */
@@ -60,6 +61,11 @@ export class HashThread implements AsyncDisposable {
   /** Gives a slot to the thread. `spans`: where among its bytes spans begin. */
   submit(slot: Slot, length: number, spans: number[]): void {
     this.post({ kind: 'block', slot: slot.number, length, spans });
+  }
+
+  /** Has the window of an entry packed. `window` is the thread's from now on. */
+  submitWindow(window: Uint8Array, start: EntryStart): void {
+    this.post({ kind: 'window', window, start });
   }
 
   /** The sums of the layer, when all of it is done. Every slot that was submitted is free then. */
@@ -86,10 +92,10 @@ export class HashThread implements AsyncDisposable {
 
   private receive(answer: HashAnswer): void {
     if (answer.kind === 'finish') this.sums = answer.sums;
+    else if (answer.kind === 'block') this.free.push(this.slots[answer.slot]!);
     else {
-      this.free.push(this.slots[answer.slot]!);
       try {
-        this.onWindows(answer.windows);
+        this.onWindow(answer.window);
       } catch (error) {
         this.fail(error);
       }

@@ -4,7 +4,6 @@
  */
 import assert from 'node:assert';
 import { roundUp, SECTOR_BYTES } from '../../../base/units.ts';
-import type { CommittedLayerWriter } from '../../../image/lsmt/committed-writer.ts';
 import type { TarEntry } from '../../../image/tar/entry.ts';
 import { FileBlocks } from '../file-blocks.ts';
 import type { ContentSink } from '../layer-applier.ts';
@@ -17,6 +16,12 @@ interface Extents {
   sectors: number[];
   /** Bytes in the spool, or -1 - sectors in the tar. */
   from: number[];
+}
+
+/** Takes mappings in device order: CommittedLayerWriter. All numbers are sectors. */
+export interface MappingSink {
+  addData(lbaSectors: number, lengthSectors: number): void;
+  addRemote(lbaSectors: number, lengthSectors: number, targetSectors: number): void;
 }
 
 export class IndexContent implements ContentSink {
@@ -79,7 +84,7 @@ export class IndexContent implements ContentSink {
   }
 
   /** Hands all extents to the layer in device order; yields the bytes that it stores, which follow each other in its file. */
-  *emit(layer: CommittedLayerWriter): Generator<Buffer> {
+  *emit(layer: MappingSink): Generator<Buffer> {
     const { lba, sectors, from } = this.extents;
     for (let i = 0; i < lba.length; i += 1) {
       if (from[i]! < 0) layer.addRemote(lba[i]!, sectors[i]!, -1 - from[i]!);

@@ -24,13 +24,11 @@ export class IndexFileWriter {
     this.pending.push(entry);
   }
 
-  addWindows(windows: readonly Uint8Array[]): void {
-    for (const window of windows) {
-      this.fd ??= openSync(this.path, 'wx', 0o600);
-      this.index.add(this.pending.shift()!, window.length);
-      writeFully(this.fd, window, this.endBytes, this.path);
-      this.endBytes += window.length;
-    }
+  addWindow(window: Uint8Array): void {
+    this.fd ??= openSync(this.path, 'wx', 0o600);
+    this.index.add(this.pending.shift()!, window.length);
+    writeFully(this.fd, window, this.endBytes, this.path);
+    this.endBytes += window.length;
   }
 
   /** Completes `gzip.meta`; returns its size. */

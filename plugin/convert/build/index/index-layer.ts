@@ -31,8 +31,11 @@ import { ScanThread } from './scan-thread.ts';
 import { readRecords } from './tar-records.ts';
 import { type BlobEntry, writeTurboBlob } from './turbo-blob.ts';
 
-/** Files up to this size lie behind their inodes, inside the index. */
-const INLINE_LIMIT_BYTES = 0;
+/**
+ * Files up to this size lie behind their inodes, inside the index, and are read without a fetch. Of 28,417 files of headers, programs and
+ * node_modules (247 MB as tar.gz) these are a tenth, and cost 0.08 % of the image; up to 1 KiB it is 0.25 %, up to 2 KiB 0.8 %.
+ */
+const INLINE_LIMIT_BYTES = 512;
 /** The reference's form of the metadata. */
 const METADATA_FORM = { compression: { algorithm: ALGORITHM.lz4, blockSizeBytes: 4 * KIB }, wrapper: 'none' } as const;
 /** Scanned layers that wait for their turn, beside those being scanned; each costs its staging files. */

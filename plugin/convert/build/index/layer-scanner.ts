@@ -8,7 +8,7 @@
 import { createHash } from 'node:crypto';
 import type { Digest } from '../../../base/digest.ts';
 import { AppError } from '../../../base/errors.ts';
-import { MIB } from '../../../base/units.ts';
+import { KIB, MIB } from '../../../base/units.ts';
 import { GZIP_WINDOW_BYTES, MAX_GZIP_SPAN_BYTES } from '../../../image/gzip/gzip-index.ts';
 import { type GzipEntry, GzipIndexWriter, SpanChooser } from '../../../image/gzip/gzip-index-writer.ts';
 import { GZIP_TRAILER_BYTES, gzipHeaderBytes } from '../../../image/gzip/member-header.ts';
@@ -28,6 +28,8 @@ const MAX_INDEX_BYTES = 48 * MIB;
 const MAX_MAPPED_RUNS = MAX_LAYER_RECORDS - 100_000;
 const LSMT_RECORD_BYTES = 16;
 const MAGIC_BYTES = 4;
+/** Deflate of 32 KiB of data: hardly more than that even when it does not compress. */
+const MAX_ENTRY_INPUT_BYTES = 40 * KIB;
 
 export interface ScanRequest {
   /** Named in errors. */
@@ -84,6 +86,9 @@ export class LayerScanner implements AsyncDisposable {
   private position = 0;
   private tarBytes = 0;
   private last: GzipEntry | undefined;
+  private lastByte = 0;
+  /** The last entry's window, until enough of what follows is known to thin it. */
+  private pendingWindow: { window: Uint8Array; bits: number; lastByte: number; input: Buffer[]; inputBytes: number } | undefined;
   private isFinished = false;
 
   /** `hashes` serves one scanner at a time. */
@@ -95,7 +100,7 @@ export class LayerScanner implements AsyncDisposable {
     this.spans = new SpanChooser(request.spanBytes);
     this.index = new IndexFileWriter(request.gzipIndexPath, new GzipIndexWriter(request.spanBytes, request.subject));
     this.hashes = hashes;
-    hashes.begin((windows) => this.index.addWindows(windows));
+    hashes.begin((window) => this.index.addWindow(window));
   }
 
   get progress(): { readBytes: number; tarBytes: number; entries: number } {
@@ -200,14 +205,18 @@ export class LayerScanner implements AsyncDisposable {
       if (this.slotBytes === SLOT_BYTES) await this.submit();
       const from = GZIP_WINDOW_BYTES + this.slotBytes;
       const step = this.inflater.step(rest, this.slot!.memory.subarray(from, GZIP_WINDOW_BYTES + SLOT_BYTES));
+      const used = rest.subarray(0, step.consumed);
       rest = rest.subarray(step.consumed);
+      this.lastByte = used.at(-1) ?? this.lastByte;
       this.position += step.consumed;
       this.slotBytes += step.produced;
       this.tarBytes += step.produced;
+      this.collectInput(used);
       if (step.at === 'bad') throw this.damaged(`no valid deflate data at byte ${this.position}`);
       if (step.at === 'boundary') this.noteBoundary(step.bits);
       if (step.at === 'end') {
         this.checkSpan();
+        this.submitWindow();
         this.state = 'gzipTrailer';
         return rest;
       }
@@ -222,6 +231,26 @@ export class LayerScanner implements AsyncDisposable {
     this.last = { plainOffset: this.tarBytes, gzipOffset: this.position, bits };
     this.index.addEntry(this.last);
     this.slotSpans.push(this.slotBytes);
+    this.submitWindow();
+    const window = this.slot!.memory.slice(this.slotBytes, this.slotBytes + GZIP_WINDOW_BYTES);
+    this.pendingWindow = { window, bits, lastByte: this.lastByte, input: [], inputBytes: 0 };
+  }
+
+  /** Keeps what follows the last entry, as far as it can refer to its window. */
+  private collectInput(used: Buffer): void {
+    const pending = this.pendingWindow;
+    if (pending === undefined) return;
+    pending.input.push(used.subarray(0, MAX_ENTRY_INPUT_BYTES - pending.inputBytes));
+    pending.inputBytes = Math.min(MAX_ENTRY_INPUT_BYTES, pending.inputBytes + used.length);
+    const isEnough = this.tarBytes >= this.last!.plainOffset + GZIP_WINDOW_BYTES;
+    if (isEnough || pending.inputBytes === MAX_ENTRY_INPUT_BYTES) this.submitWindow();
+  }
+
+  private submitWindow(): void {
+    if (this.pendingWindow === undefined) return;
+    const { window, bits, lastByte, input } = this.pendingWindow;
+    this.pendingWindow = undefined;
+    this.hashes.submitWindow(window, { bits, lastByte, input: Uint8Array.from(Buffer.concat(input)) });
   }
 
   private checkSpan(): void {

@@ -7,7 +7,9 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { crc32 } from 'node:zlib';
 import { GZIP_WINDOW_BYTES } from '../../../image/gzip/gzip-index.ts';
 import { packWindow } from '../../../image/gzip/gzip-index-writer.ts';
+import { type EntryStart, WindowThinner } from '../../../image/gzip/sparse-window.ts';
 import { TARGET_CHUNK_BYTES, TARGET_DIGEST_BYTES } from '../../../image/turbo/chunk-digests.ts';
+import { LibraryInflater } from '../../../kernel/inflate.ts';
 
 export interface PlainSums {
   /** Hexadecimal. */
@@ -16,10 +18,13 @@ export interface PlainSums {
   digests: Uint8Array;
 }
 
-/** Bytes of a slot: 32 KiB that came before, then `length` bytes. `spans`: positions among them at which a span begins, ascending. */
-export type HashRequest = { kind: 'block'; slot: number; length: number; spans: number[] } | { kind: 'finish' };
-/** `windows`: of the spans, as stored. */
-export type HashAnswer = { kind: 'block'; slot: number; windows: Uint8Array[] } | { kind: 'finish'; sums: PlainSums };
+/** A block: 32 KiB that came before, then `length` bytes; `spans`: positions among them at which a span begins, ascending. */
+export type HashRequest =
+  | { kind: 'block'; slot: number; length: number; spans: number[] }
+  | { kind: 'window'; window: Uint8Array; start: EntryStart }
+  | { kind: 'finish' };
+/** `window`: as stored in the index. */
+export type HashAnswer = { kind: 'block'; slot: number } | { kind: 'window'; window: Uint8Array } | { kind: 'finish'; sums: PlainSums };
 
 export class PlainHasher {
   private whole: Hash = createHash('sha256');
@@ -30,8 +35,8 @@ export class PlainHasher {
   private readonly partial = Buffer.alloc(TARGET_CHUNK_BYTES);
   private partialBytes = 0;
 
-  /** `memory`: the slot. Returns the windows of the spans that begin in it. */
-  update(memory: Uint8Array, length: number, spans: readonly number[]): Uint8Array[] {
+  /** `memory`: the slot. */
+  update(memory: Uint8Array, length: number, spans: readonly number[]): void {
     const bytes = memory.subarray(GZIP_WINDOW_BYTES, GZIP_WINDOW_BYTES + length);
     this.whole.update(bytes);
     this.crc = crc32(bytes, this.crc);
@@ -42,7 +47,6 @@ export class PlainHasher {
       from = at;
     }
     this.chunks(bytes.subarray(from));
-    return spans.map((at) => packWindow(memory.subarray(at, at + GZIP_WINDOW_BYTES)));
   }
 
   /** The sums of one layer; afterwards the next one may begin. */
@@ -95,11 +99,15 @@ if (parentPort !== null && data?.hashSlots !== undefined) {
   const port = parentPort;
   const slots = data.hashSlots.map((memory) => new Uint8Array(memory));
   const hasher = new PlainHasher();
-  port.on('message', (request: HashRequest) => {
-    const answer: HashAnswer =
-      request.kind === 'finish'
-        ? { kind: 'finish', sums: hasher.finish() }
-        : { kind: 'block', slot: request.slot, windows: hasher.update(slots[request.slot]!, request.length, request.spans) };
-    port.postMessage(answer);
-  });
+  const thinner = new WindowThinner(new LibraryInflater());
+  const answer = (request: HashRequest): HashAnswer => {
+    if (request.kind === 'finish') return { kind: 'finish', sums: hasher.finish() };
+    if (request.kind === 'window') {
+      thinner.thin(request.window, request.start);
+      return { kind: 'window', window: packWindow(request.window) };
+    }
+    hasher.update(slots[request.slot]!, request.length, request.spans);
+    return { kind: 'block', slot: request.slot };
+  };
+  port.on('message', (request: HashRequest) => port.postMessage(answer(request)));
 }

@@ -60,13 +60,20 @@ function describeFixture(listed: ListedFixture): [string, Record<string, unknown
 /** Applies what we do differently to the reference's listing. */
 type Deliberate = (expected: Map<string, Record<string, unknown>>) => void;
 
-async function compare(tars: string[], listings: (string | undefined)[], deliberate: Deliberate): Promise<void> {
+async function compare(
+  mode: 'full' | 'index-only',
+  tars: string[],
+  listings: (string | undefined)[],
+  deliberate: Deliberate,
+): Promise<void> {
   await using scratch = await Scratch.create('fixtures');
-  const layers = await buildLayers(tars.map(readFixture));
+  const sources = tars.map(readFixture);
+  const layers = await buildLayers(sources, { mode });
+  expect(new Set(layers.map((layer) => layer.kind))).toEqual(new Set([mode === 'full' ? 'full' : 'index']));
   for (let count = 1; count <= layers.length; count += 1) {
     const device = scratch.join(`device-${count}`);
     writeDevice(
-      layers.slice(0, count).map((layer) => layer.blob),
+      layers.slice(0, count).map((layer, i) => ({ built: layer, source: sources[i]! })),
       layers[count - 1]!.statistics.deviceBytes,
       device,
     );
@@ -83,9 +90,10 @@ async function compare(tars: string[], listings: (string | undefined)[], deliber
   }
 }
 
-describe('fixtures, mounted by the kernel', () => {
+describe.each(['full', 'index-only'] as const)('fixtures in %s mode, mounted by the kernel', (mode) => {
   it('l1..l3 look like the reference on ext4', async () => {
     await compare(
+      mode,
       ['oci/l1.tar.gz', 'oci/l2.tar', 'oci/l3.tar.gz'],
       ['listing/native-l1.json', 'listing/native-l1+l2.json', 'listing/native-l1+l2+l3.json'],
       (expected) => {
@@ -99,6 +107,7 @@ describe('fixtures, mounted by the kernel', () => {
 
   it('e1..e3 look like the reference on EROFS, where it is right', async () => {
     await compare(
+      mode,
       ['oci/small/e1.tar', 'oci/small/e2.tar', 'oci/small/e3.tar'],
       [undefined, undefined, 'listing/erofs-e1+e2+e3.json'],
       (expected) => {

@@ -1,9 +1,16 @@
 /** The builder's core over a device in memory: no threads, no files, so that thousands of images fit a few seconds. */
 
 import { hash } from 'node:crypto';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { FileBlocks } from '../../../../plugin/convert/build/file-blocks.ts';
+import { EntryRecorder } from '../../../../plugin/convert/build/index/entry-recorder.ts';
+import { IndexContent } from '../../../../plugin/convert/build/index/index-content.ts';
+import type { TarRecord } from '../../../../plugin/convert/build/index/tar-records.ts';
 import type { ContentSink } from '../../../../plugin/convert/build/layer-applier.ts';
 import { LayerApplier } from '../../../../plugin/convert/build/layer-applier.ts';
+import { Spool } from '../../../../plugin/convert/build/spool.ts';
 import { DeviceSpace } from '../../../../plugin/image/erofs/device-space.ts';
 import { decodeDevice, MODE_TYPE, S_IFMT } from '../../../../plugin/image/erofs/format.ts';
 import { writeLayer } from '../../../../plugin/image/erofs/layer-writer.ts';
@@ -15,6 +22,7 @@ import { TarReader } from '../../../../plugin/image/tar/reader.ts';
 import type { ListedObject } from './model.ts';
 
 const BLOCK = 4096;
+const SECTOR = 512;
 
 export class MemoryBuilder {
   readonly blocks = new Map<number, Buffer>();
@@ -47,6 +55,52 @@ export class MemoryBuilder {
     this.count = 0;
   }
 
+  /** The layer in index-only mode: content is mapped into the tar, sector by sector, unless it is stored. */
+  addIndexLayer(tar: Buffer, inlineLimitBytes: number, chunkBytes = tar.length): void {
+    const records: TarRecord[] = [];
+    const recorder = new EntryRecorder(inlineLimitBytes, (record) => records.push(record));
+    const reader = new TarReader(recorder);
+    for (let at = 0; at < tar.length; at += chunkBytes) reader.push(tar.subarray(at, at + chunkBytes));
+    reader.end();
+    recorder.close();
+    this.count += 1;
+    this.tree.beginLayer(this.count);
+    const start = this.space.endBytes;
+    const directory = mkdtempSync(path.join(tmpdir(), 'obd-index-'));
+    const spool = new Spool(path.join(directory, 'spool'));
+    using cleanup = new DisposableStack();
+    cleanup.defer(() => rmSync(directory, { recursive: true }));
+    cleanup.use(spool);
+    const content = new IndexContent(spool, inlineLimitBytes);
+    const applier = new LayerApplier(this.tree, this.space, content);
+    for (const record of records) {
+      if (record === null) applier.entryEnd();
+      else if ('bytes' in record) applier.content(Buffer.from(record.bytes), record.fileOffset);
+      else applier.entry(record);
+    }
+    let end = start;
+    const place = (lba: number, bytes: Uint8Array): void => {
+      const offset = lba * SECTOR;
+      if (offset < end) throw new Error(`content at ${offset} comes after ${end}`);
+      end = offset + bytes.length;
+      for (let at = 0; at < bytes.length; at += SECTOR) {
+        const number = Math.floor((offset + at) / BLOCK);
+        const block = this.blocks.get(number) ?? Buffer.alloc(BLOCK);
+        block.set(bytes.subarray(at, at + SECTOR), (offset + at) % BLOCK);
+        this.blocks.set(number, block);
+      }
+    };
+    let stored = 0;
+    const mapped = content.emit({
+      addData: (lba) => {
+        stored = lba;
+      },
+      addRemote: (lba, sectors, target) => place(lba, tar.subarray(target * SECTOR, (target + sectors) * SECTOR)),
+    });
+    for (const bytes of mapped) place(stored, bytes);
+    this.writeMetadata((position, length) => spool.read(position, length), 0);
+  }
+
   addLayer(tar: Buffer, inlineLimitBytes: number, chunkBytes = tar.length): void {
     this.count += 1;
     this.tree.beginLayer(this.count);
@@ -54,10 +108,7 @@ export class MemoryBuilder {
     const spooled: Buffer[] = [];
     let written = 0;
     const store = (offset: number, bytes: Uint8Array): void => {
-      for (let at = 0; at < bytes.length; at += BLOCK) {
-        this.blocks.set((offset + at) / BLOCK, Buffer.from(bytes.subarray(at, at + BLOCK)));
-        written += 1;
-      }
+      written += this.store(offset, bytes);
     };
     const append = (offset: number, bytes: Uint8Array): void => {
       if (offset < start) throw new Error(`content at ${offset} lies in a lower layer, which ends at ${start}`);
@@ -75,7 +126,11 @@ export class MemoryBuilder {
     const reader = new TarReader(new LayerApplier(this.tree, this.space, sink));
     for (let at = 0; at < tar.length; at += chunkBytes) reader.push(tar.subarray(at, at + chunkBytes));
     reader.end();
-    const readSpool = (position: number, length: number): Buffer => spooled[position]!.subarray(0, length);
+    this.writeMetadata((position, length) => spooled[position]!.subarray(0, length), written);
+  }
+
+  private writeMetadata(readSpool: (position: number, length: number) => Buffer, contentBlocks: number): void {
+    let written = contentBlocks;
     let last = -1;
     for (const extent of writeLayer({
       tree: this.tree,
@@ -86,10 +141,16 @@ export class MemoryBuilder {
     })) {
       if (extent.offsetBytes <= last) throw new Error('metadata is not written in ascending order');
       last = extent.offsetBytes;
-      store(extent.offsetBytes, extent.bytes);
+      written += this.store(extent.offsetBytes, extent.bytes);
     }
     this.tree.endLayer();
     this.writtenBlocks.push(written);
+  }
+
+  /** Returns how many blocks it is. */
+  private store(offset: number, bytes: Uint8Array): number {
+    for (let at = 0; at < bytes.length; at += BLOCK) this.blocks.set((offset + at) / BLOCK, Buffer.from(bytes.subarray(at, at + BLOCK)));
+    return Math.ceil(bytes.length / BLOCK);
   }
 
   /** What the device says, read with nothing but its bytes. */

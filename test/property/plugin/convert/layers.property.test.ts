@@ -30,6 +30,23 @@ describe('layers of random edits', () => {
     expect(cases).toBeGreaterThan(100);
   }, 60_000);
 
+  it('shows it in index-only mode too, where content is mapped into the tar', () => {
+    let cases = 0;
+    fc.assert(
+      fc.property(image, fc.constantFrom(0, 512, 4096), fc.constantFrom(512, 1000, 1 << 30), (layers, inlineLimit, chunk) => {
+        cases += 1;
+        const model = new ModelTree();
+        const builder = new MemoryBuilder();
+        for (const entries of layers) {
+          builder.addIndexLayer(tarOfLayer(model, entries), inlineLimit, chunk);
+          expect(builder.list()).toEqual(model.list());
+        }
+      }),
+      settings,
+    );
+    expect(cases).toBeGreaterThan(50);
+  }, 60_000);
+
   it('goes on from a device that is read back as if it had never stopped', () => {
     fc.assert(
       fc.property(image, (layers) => {
