@@ -4,6 +4,7 @@
  * read. Reads of the builder are synchronous, so everything it will ask for is made local beforehand: the tree is restored again and
  * again, fetching what was missing, until nothing is. Ours.
  */
+import assert from 'node:assert';
 import { createHash } from 'node:crypto';
 import { closeSync, ftruncateSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs';
 import path from 'node:path';
@@ -11,8 +12,8 @@ import { systemClock } from '../../base/clock.ts';
 import { type Digest, sha256 } from '../../base/digest.ts';
 import { AppError } from '../../base/errors.ts';
 import { KIB, MIB } from '../../base/units.ts';
-import { createDeviceFile, DeviceOpener, type DeviceTables } from '../../file/device-file.ts';
-import type { DeviceSpec } from '../../file/device-spec.ts';
+import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables } from '../../file/device-file.ts';
+import type { DeviceSpec, LayerSpec } from '../../file/device-spec.ts';
 import { MissingList, type MissingRanges, type RandomAccessFile } from '../../file/file.ts';
 import { restoreTree } from '../../image/erofs/restore-tree.ts';
 import { CHUNK_LIST_ANNOTATION, type ChunkList, parseChunkList } from '../../image/oci/chunk-list.ts';
@@ -22,6 +23,7 @@ import type { RegistryClient } from '../../registry/client.ts';
 import type { Repository } from '../../registry/reference.ts';
 import { withRetries } from '../../registry/retry.ts';
 import type { ConvertedBase } from '../build/options.ts';
+import { BaseMetadata, isIndexLayer } from './base-metadata.ts';
 import type { KnownLayer } from './ledger.ts';
 
 /** First fetch at a place; doubled while misses go on behind it, since the metadata of a layer lies together. */
@@ -178,6 +180,10 @@ async function openBlob(
   return new PartialBlob(layer, list, sums, blobId, file);
 }
 
+function fullSpecOf({ digest, sizeBytes }: KnownLayer): LayerSpec {
+  return { kind: 'full', blob: { digest, sizeBytes, repositories: [] } };
+}
+
 /** A base in use; disposing it removes its staging files. */
 export interface OpenBase extends ConvertedBase, Disposable {}
 
@@ -195,21 +201,23 @@ export async function openConvertedBase(
   signal: AbortSignal,
 ): Promise<OpenBase> {
   using stack = new DisposableStack();
-  const blobs: PartialBlob[] = [];
+  const metadata = new BaseMetadata(client, repository);
+  const spec: DeviceSpec = { version: 1, id: 'base', image: 'base', layers: [] };
+  for (const layer of layers) spec.layers.push(isIndexLayer(layer) ? await metadata.specOf(layer, signal) : fullSpecOf(layer));
+  const byDigest = new Map<string, KnownLayer>(layers.map((layer) => [layer.digest, layer]));
+  const blobs: (PartialBlob | RandomAccessFile)[] = [];
   // Equal layers are one blob of the device.
-  const distinct = [...new Map(layers.map((layer) => [layer.digest, layer])).values()];
-  for (const [i, layer] of distinct.entries()) {
-    blobs.push(stack.use(await openBlob(client, repository, layer, i, path.join(stagingDirectory, `base-${i}`), signal)));
+  for (const [i, { digest }] of blobsOf(spec).entries()) {
+    const held = metadata.files.get(digest);
+    const file = path.join(stagingDirectory, `base-${i}`);
+    blobs.push(held ?? stack.use(await openBlob(client, repository, byDigest.get(digest)!, i, file, signal)));
   }
   const fetchMissing = async ({ ranges }: MissingList): Promise<void> => {
-    for (const { blobId, offsetBytes, lengthBytes } of ranges)
-      await blobs[blobId]!.fetch(client, repository, offsetBytes, lengthBytes, signal);
-  };
-  const spec: DeviceSpec = {
-    version: 1,
-    id: 'base',
-    image: 'base',
-    layers: layers.map(({ digest, sizeBytes }) => ({ kind: 'full', blob: { digest, sizeBytes, repositories: [] } })),
+    for (const { blobId, offsetBytes, lengthBytes } of ranges) {
+      const blob = blobs[blobId]!;
+      assert(blob instanceof PartialBlob, 'what lies in memory misses nothing');
+      await blob.fetch(client, repository, offsetBytes, lengthBytes, signal);
+    }
   };
   const device = createDeviceFile(await openTables(spec, blobs, fetchMissing), blobs, loadCodec());
   const read = (offset: number, length: number): Buffer => {

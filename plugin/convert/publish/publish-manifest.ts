@@ -49,7 +49,7 @@ export async function publishManifest(context: PublishContext, descriptor: Descr
   const chainIds = chainIdsOf(source.config.diffIds);
   const { layers } = source.manifest;
   progress.add({ layersTotal: layers.length });
-  const known = await findKnown(context, chainIds);
+  const known = await findKnown(context, keysOf(context, source));
   progress.add({
     layersDone: known.length,
     layersReused: known.length,
@@ -66,6 +66,14 @@ export async function publishManifest(context: PublishContext, descriptor: Descr
   return image;
 }
 
+/**
+ * Under which each layer stands in the ledger: the chain of what its blob depends on. In full mode these are the tars below and its own; an
+ * index is of one compressed form of them, and how its lower layers are laid out depends on whether theirs could be indexed.
+ */
+function keysOf({ request }: PublishContext, { manifest, config }: SourceManifest): Digest[] {
+  return chainIdsOf(request.mode === 'full' ? config.diffIds : manifest.layers.map((layer) => layer.digest));
+}
+
 /** Pushes a document by digest and reads it back. A `subject` in it is entered into the registry's referrers at the same time. */
 export async function pushByDigest(
   { client, repository, signal }: PublishContext,
@@ -77,12 +85,12 @@ export async function pushByDigest(
 }
 
 /** The longest run of layers from the bottom that the repository has or can mount; each is looked at, whatever the ledger says. */
-async function findKnown(context: PublishContext, chainIds: readonly Digest[]): Promise<KnownLayer[]> {
-  const entries = await context.ledger.find(chainIds, context.signal);
+async function findKnown(context: PublishContext, keys: readonly Digest[]): Promise<KnownLayer[]> {
+  const entries = await context.ledger.find(keys, context.signal);
   const gap = entries.indexOf(undefined);
   const candidates = (gap === -1 ? entries : entries.slice(0, gap)) as LayerEntry[];
   const limit = pLimit(MAX_LOOKUPS);
-  const found = await Promise.all(candidates.map((entry, i) => limit(() => provide(context, chainIds[i]!, entry))));
+  const found = await Promise.all(candidates.map((entry, i) => limit(() => provide(context, keys[i]!, entry))));
   const missing = found.indexOf(undefined);
   return (missing === -1 ? found : found.slice(0, missing)) as KnownLayer[];
 }
@@ -157,11 +165,14 @@ async function build(
   const signal = AbortSignal.any([context.signal, failed.signal]);
   const uploads = new UploadQueue((error) => failed.abort(error));
   const made: KnownLayer[] = [...known];
+  const keys = keysOf(context, source);
   const counted = countReads(sourceLayers(new RegistrySource(client, repository), source).slice(known.length), progress);
   try {
     const layers = convertLayers(counted, {
       stagingDirectory: directory,
       signal,
+      mode: request.mode,
+      unindexable: request.unindexable,
       compression: compressionOf(request),
       threads: context.threads,
       maxLayerBytes: context.maxLayerBytes,
@@ -169,6 +180,7 @@ async function build(
     });
     for await (const layer of layers) {
       const { digest, sizeBytes, annotations, statistics, warnings } = layer;
+      const key = keys[made.length]!;
       const chainId = chainIds[made.length]!;
       if (chainId !== layer.sourceChainId) {
         throw new AppError('DataLoss', {
@@ -186,7 +198,7 @@ async function build(
       await uploads.add(async () => {
         const onProgress = (newBytes: number): void => progress.add({ uploadedBytes: newBytes });
         const outcome = await uploadFile(client, repository, layer, { signal, mountFrom: [], onProgress });
-        await ledger.record(chainId, { digest, sizeBytes, annotations }, signal);
+        await ledger.record(key, { digest, sizeBytes, annotations }, signal);
         progress.add({ layersDone: 1 });
         log(`${digest} ${outcome === 'uploaded' ? 'was uploaded' : 'was in the registry'}`);
       });

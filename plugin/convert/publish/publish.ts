@@ -7,7 +7,7 @@ import { type Digest, sha256 } from '../../base/digest.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
 import type { Descriptor } from '../../image/oci/descriptor.ts';
 import { encodeManifest, type Index, type Manifest, parseManifestOrIndex } from '../../image/oci/manifest.ts';
-import { ARTIFACT_TYPE, isManifestType, MEDIA_TYPE } from '../../image/oci/media-types.ts';
+import { ARTIFACT_TYPE, type ArtifactType, isManifestType, MEDIA_TYPE } from '../../image/oci/media-types.ts';
 import { fitsPlatform, isConverted, platformText, reasonToLeave } from './classify.ts';
 import { type PublishContext, publishManifest, pushByDigest } from './publish-manifest.ts';
 import { acceleratedTag } from './tag-names.ts';
@@ -40,9 +40,6 @@ export async function publishAccelerated(
   onSource: (digest: Digest) => void = () => {},
 ): Promise<PublishResult> {
   const { client, repository, request, signal, log } = context;
-  if (request.mode !== 'full') {
-    throw new AppError('Unimplemented', { op: 'convert', subject: tag, what: `mode ${request.mode} cannot be made by this build` });
-  }
   const targetTag = acceleratedTag(tag, request.mode, request.runtime);
   const fetched = await client.getManifest(repository, tag, { signal });
   const root: Descriptor = fetched.descriptor;
@@ -82,13 +79,16 @@ async function convertIndex(context: PublishContext, index: Index, root: Descrip
   const chosen = await chooseImages(context, index, root);
   context.progress.add({ imagesTotal: chosen.size });
   const manifests: Descriptor[] = [];
+  let artifactType: ArtifactType = ARTIFACT_TYPE.native;
   for (const entry of index.manifests) {
     if (!chosen.has(entry)) {
       manifests.push(entry);
       continue;
     }
     context.log(`converting ${platformText(entry)} (${entry.digest})`);
-    const { mediaType, digest, sizeBytes } = (await publishManifest(context, entry)).manifest.descriptor;
+    const { mediaType, digest, sizeBytes, artifactType: kind } = (await publishManifest(context, entry)).manifest.descriptor;
+    // Of an index-only conversion an image whose layers all had to be converted in full is a full one.
+    if (kind === ARTIFACT_TYPE.turbo) artifactType = kind;
     // The rest of the entry (platform, annotations) is what clients choose by.
     const { data: _, ...kept } = entry;
     manifests.push({ ...kept, mediaType, digest, sizeBytes });
@@ -96,7 +96,7 @@ async function convertIndex(context: PublishContext, index: Index, root: Descrip
   const bytes = encodeManifest({
     kind: 'index',
     mediaType: MEDIA_TYPE.ociIndex,
-    artifactType: ARTIFACT_TYPE.native,
+    artifactType,
     manifests,
     subject: { mediaType: root.mediaType, digest: root.digest, sizeBytes: root.sizeBytes },
     ...(index.annotations === undefined ? {} : { annotations: index.annotations }),

@@ -14,6 +14,8 @@ export const BLOCK_KIB = [4, 8, 16, 32, 64] as const;
 
 export const convertRequestSchema = z.strictObject({
   mode: z.enum(['full', 'index-only']).default('full'),
+  /** Index-only mode: what becomes of a layer that cannot be read at random (zstd, gzip of several members). */
+  unindexable: z.enum(['convert', 'refuse']).default('convert'),
   runtime: z.enum(['containerd', 'docker-and-containerd']).default('containerd'),
   /** Images of an index that are converted; the others stay as they are. Empty: all. */
   platforms: z.array(platform).max(32).default([]),
@@ -33,5 +35,7 @@ const BUILDER_VERSION = 'erofs1';
 
 /** What beside the layers shows in a converted layer: the key under which it may be used again. */
 export function layerOptionsOf(request: ConvertRequest): string {
-  return `${request.mode}/${BUILDER_VERSION}/${request.compression}/${request.blockKib}`;
+  // A layer that was converted in full for lack of an index is no answer for who wants none of those.
+  const mode = request.mode === 'index-only' && request.unindexable === 'refuse' ? 'index-only-or-none' : request.mode;
+  return `${mode}/${BUILDER_VERSION}/${request.compression}/${request.blockKib}`;
 }

@@ -58,13 +58,6 @@ interface OpenSource {
 /** Converts one image. Throws as building does, InvalidArgument for a source that names none or several; nothing is added then. */
 export async function convertToLayout(options: ToLayoutOptions): Promise<LayoutResult> {
   const { request, outputDirectory, signal, threads } = options;
-  if (request.mode !== 'full') {
-    throw new AppError('Unimplemented', {
-      op: 'convert',
-      subject: outputDirectory,
-      what: `mode ${request.mode} cannot be made by this build`,
-    });
-  }
   await using stack = new AsyncDisposableStack();
   const { name = 'latest', source, layers } = await openSource(options, stack);
   const stagingDirectory = await makeStaging(outputDirectory);
@@ -79,12 +72,13 @@ export async function convertToLayout(options: ToLayoutOptions): Promise<LayoutR
     read.set(layer, readBytes);
   };
   const compression = compressionOf(request);
-  for await (const layer of convertLayers(layers, { stagingDirectory, signal, compression, threads, onProgress })) {
+  const { mode, unindexable } = request;
+  for await (const layer of convertLayers(layers, { stagingDirectory, signal, mode, unindexable, compression, threads, onProgress })) {
     made.push(layer);
     progress.add({ layersDone: 1, convertedBytes: layer.sizeBytes });
   }
   const image: ConvertedImage = convertedImage(source, made);
-  const target = `${name}${request.runtime === 'containerd' ? '_containerd_accelerated' : '_accelerated'}`;
+  const target = `${name}${mode === 'full' && request.runtime === 'containerd' ? '_containerd_accelerated' : '_accelerated'}`;
   await new OciLayout(outputDirectory).add(image, made, target);
   progress.add({ imagesDone: 1 });
   return {

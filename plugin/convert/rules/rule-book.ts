@@ -4,7 +4,6 @@ import type { Database } from '../../../db/database.ts';
 import type { Clock } from '../../base/clock.ts';
 import { AppError } from '../../base/errors.ts';
 import { formatRepository } from '../../registry/reference.ts';
-import type { ConvertRequest } from '../publish/request.ts';
 import { type ConvertRule, MAX_RULES, type NewRule, type RuleChange, ruleOf } from './rule.ts';
 import { compileTagFilter } from './tag-filter.ts';
 
@@ -88,11 +87,7 @@ export class RuleBook {
   }
 
   private check(
-    {
-      filter,
-      detection,
-      request,
-    }: { filter?: NewRule['filter'] | undefined; detection?: NewRule['detection']; request?: ConvertRequest | undefined },
+    { filter, detection }: { filter?: NewRule['filter'] | undefined; detection?: NewRule['detection'] },
     subject: string,
   ): void {
     if (filter !== undefined) compileTagFilter(filter);
@@ -102,9 +97,6 @@ export class RuleBook {
         subject,
         what: 'no webhook is listened for (convert.webhook_listen); use polling',
       });
-    }
-    if (request !== undefined && request.mode !== 'full') {
-      throw new AppError('Unimplemented', { op: 'make rule', subject, what: `mode ${request.mode} cannot be made by this build` });
     }
   }
 }

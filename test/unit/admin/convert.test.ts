@@ -23,6 +23,7 @@ test('a conversion is queued with its defaults; what is unknown or out of range 
   expect(queued).toMatchObject({ status: 202, body: { id: 7, repository: 'registry.example/team/app', state: 'BUILDING' } });
   expect(queued.body.request).toEqual({
     mode: 'full',
+    unindexable: 'convert',
     runtime: 'containerd',
     platforms: ['linux/amd64'],
     compression: 'lz4',

@@ -1,0 +1,168 @@
+/** Publication in index-only mode against a registry in memory: documents, what is used again and what must not be. */
+import { gzipSync, zstdCompressSync } from 'node:zlib';
+import { afterEach, expect, test } from 'vitest';
+import { type Digest, sha256 } from '../../../../../plugin/base/digest.ts';
+import { ProgressCounter } from '../../../../../plugin/convert/publish/progress.ts';
+import { publishAccelerated } from '../../../../../plugin/convert/publish/publish.ts';
+import type { PublishContext } from '../../../../../plugin/convert/publish/publish-manifest.ts';
+import { convertRequestSchema } from '../../../../../plugin/convert/publish/request.ts';
+import { ARTIFACT_TYPE, MEDIA_TYPE } from '../../../../../plugin/image/oci/media-types.ts';
+import { type FaultRegistry, startFaultRegistry } from '../../../../support/fault-registry.ts';
+import { MemoryLedger } from '../../../../support/memory-ledger.ts';
+import { buildImage, type Image, type Layer } from '../../../../support/oci-image.ts';
+import { failureOf, testClient } from '../../../../support/registry-client.ts';
+import { Scratch } from '../../../../support/scratch.ts';
+import { tarOf } from '../../../../support/tar.ts';
+
+const REPOSITORY = 'team/app';
+const cleanUps: (() => Promise<void> | void)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+interface Bench {
+  registry: FaultRegistry;
+  lines: string[];
+  context(request?: object): PublishContext;
+}
+
+async function start(): Promise<Bench> {
+  const registry = await startFaultRegistry({});
+  cleanUps.push(() => registry.stop());
+  const client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
+  cleanUps.push(() => client.close());
+  const scratch = await Scratch.create('publish-index');
+  cleanUps.push(() => scratch[Symbol.asyncDispose]());
+  const ledger = new MemoryLedger();
+  const lines: string[] = [];
+  return {
+    registry,
+    lines,
+    context: (request = {}) => {
+      lines.length = 0;
+      return {
+        client,
+        repository: { host: registry.host, repository: REPOSITORY },
+        request: convertRequestSchema.parse({ mode: 'index-only', ...request }),
+        ledger: ledger.of(REPOSITORY),
+        stagingDirectory: scratch.path,
+        threads: 1,
+        maxLayerBytes: 1e9,
+        signal: new AbortController().signal,
+        log: (line) => lines.push(line),
+        progress: new ProgressCounter(() => {}),
+      };
+    },
+  };
+}
+
+async function layer(
+  name: string,
+  pack: (tar: Buffer) => Buffer = (tar) => gzipSync(tar),
+  mediaType: string = MEDIA_TYPE.dockerLayerGzip,
+): Promise<Layer> {
+  const tar = await tarOf([
+    { name: `${name}/` },
+    { name: `${name}/file`, content: Buffer.alloc(50_000, name) },
+    { name: 'top', content: name },
+  ]);
+  const blob = pack(tar);
+  return { mediaType, digest: sha256(blob), sizeBytes: blob.length, diffId: sha256(tar), blob };
+}
+
+function store(registry: FaultRegistry, image: Image, tag: string): Digest {
+  for (const { blob } of image.layers) registry.addBlob(blob as Buffer);
+  registry.addBlob(image.config.bytes);
+  return registry.api.storeManifest(REPOSITORY, tag, image.manifest.bytes, image.manifest.mediaType);
+}
+
+const reads = (registry: FaultRegistry, image: Image): number =>
+  registry.log.filter((e) => e.method === 'GET' && image.layers.some((l) => e.url.endsWith(`/blobs/${l.digest}`))).length;
+// biome-ignore lint/suspicious/noExplicitAny: documents are looked at as JSON
+const manifestOf = (registry: FaultRegistry, digest: Digest): any =>
+  JSON.parse(registry.api.manifests.get(`${REPOSITORY}@${digest}`)!.bytes.toString());
+
+test('an image gets its index beside it: documents as the reference writes them; again it sends and reads nothing', async () => {
+  const { registry, context, lines } = await start();
+  const image = buildImage([await layer('a'), await layer('b')]);
+  const source = store(registry, image, '1');
+  const result = await publishAccelerated(context(), { tag: '1' });
+  expect(result).toMatchObject({ sourceDigest: source, targetTag: '1_accelerated' });
+  const manifest = manifestOf(registry, result.targetDigest);
+  expect(manifest).toMatchObject({ artifactType: ARTIFACT_TYPE.turbo, subject: { digest: source } });
+  expect(manifest.layers).toMatchObject(
+    image.layers.map((original) => ({
+      mediaType: MEDIA_TYPE.ociLayerGzip,
+      annotations: {
+        'containerd.io/snapshot/overlaybd/version': '0.1.0-turbo.ociv1',
+        'containerd.io/snapshot/overlaybd/turbo-oci/target-digest': original.digest,
+        'containerd.io/snapshot/overlaybd/turbo-oci/target-media-type': MEDIA_TYPE.dockerLayerGzip,
+      },
+    })),
+  );
+  const config = JSON.parse(registry.api.blobs.get(manifest.config.digest)!.toString());
+  expect(config.rootfs.diff_ids).toEqual(
+    manifest.layers.map((l: { annotations: Record<string, string> }) => l.annotations['containerd.io/uncompressed']),
+  );
+  registry.log.length = 0;
+  expect(await publishAccelerated(context(), { tag: '1' })).toEqual({ ...result, isUnchanged: true });
+  expect(reads(registry, image)).toBe(0);
+  expect(lines).toContain('2 of 2 layers are converted already');
+});
+
+test('a new layer on indexed ones is the only one read, and the result is that of a whole conversion', async () => {
+  const { registry, context, lines } = await start();
+  const zstd = await layer('z', (tar) => zstdCompressSync(tar), MEDIA_TYPE.ociLayerZstd);
+  const [a, b] = [await layer('a'), await layer('b')];
+  for (const [tag, layers] of [
+    ['indexed', [a, b]],
+    ['mixed', [a, zstd, b]],
+  ] as const) {
+    store(registry, buildImage(layers.slice(0, -1)), `${tag}-base`);
+    await publishAccelerated(context(), { tag: `${tag}-base` });
+    const image = buildImage([...layers]);
+    store(registry, image, tag);
+    registry.log.length = 0;
+    const onBase = await publishAccelerated(context(), { tag });
+    expect(lines.join('\n')).not.toMatch(/anew|cannot be built upon/);
+    expect(reads(registry, image)).toBe(1);
+    const fresh = await start();
+    store(fresh.registry, image, tag);
+    const whole = await publishAccelerated(fresh.context(), { tag });
+    expect(onBase.targetDigest).toBe(whole.targetDigest);
+  }
+});
+
+test('an index of one compressed form is not taken for another form of the same tar', async () => {
+  const { registry, context } = await start();
+  const [fast, small] = [await layer('a', (tar) => gzipSync(tar, { level: 1 })), await layer('a', (tar) => gzipSync(tar, { level: 9 }))];
+  expect(fast.diffId).toBe(small.diffId);
+  expect(fast.digest).not.toBe(small.digest);
+  for (const [tag, one] of [
+    ['fast', fast],
+    ['small', small],
+  ] as const) {
+    store(registry, buildImage([one]), tag);
+    const { targetDigest } = await publishAccelerated(context(), { tag });
+    const [made] = manifestOf(registry, targetDigest).layers;
+    expect(made.annotations['containerd.io/snapshot/overlaybd/turbo-oci/target-digest']).toBe(one.digest);
+  }
+});
+
+test('a layer that cannot be indexed is converted in full in its place, or refuses the image, as the request says', async () => {
+  const { registry, context, lines } = await start();
+  const zstd = await layer('z', (tar) => zstdCompressSync(tar), MEDIA_TYPE.ociLayerZstd);
+  store(registry, buildImage([await layer('a'), zstd]), '1');
+  const { targetDigest } = await publishAccelerated(context(), { tag: '1' });
+  const manifest = manifestOf(registry, targetDigest);
+  expect(manifest.artifactType).toBe(ARTIFACT_TYPE.turbo);
+  expect(
+    manifest.layers.map((l: { annotations: Record<string, string> }) => l.annotations['containerd.io/snapshot/overlaybd/version']),
+  ).toEqual(['0.1.0-turbo.ociv1', '0.1.0']);
+  expect(lines.join('\n')).toMatch(/layer 2: it was converted in full: it is compressed with zstd/);
+  store(registry, buildImage([zstd]), '2');
+  const refused = await failureOf(publishAccelerated(context({ unindexable: 'refuse' }), { tag: '2' }));
+  // What was made for the other image is no answer here.
+  expect(refused).toMatchObject({ code: 'Unimplemented', subject: zstd.digest });
+  expect(registry.api.tags.has(`${REPOSITORY}:2_accelerated`)).toBe(false);
+});
