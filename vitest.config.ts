@@ -15,6 +15,8 @@ const heavy = (name: string) => ({
     hookTimeout: 600_000,
     pool: 'forks' as const,
     fileParallelism: false,
+    // A machine that runs something else for a moment fails deadlines of daemons that are not ours; what is broken fails twice.
+    retry: 1,
   },
 });
 
