@@ -25,6 +25,7 @@ import { EventRing } from './events.ts';
 import { FetchScheduler } from './fetch/fetch-scheduler.ts';
 import type { FetchRange } from './fetch/fetch-types.ts';
 import { Fills } from './fills.ts';
+import { watchIdleMemory } from './idle-memory.ts';
 import { KeeperLink } from './keeper-link.ts';
 import { SpecFiles } from './spec-files.ts';
 import type { DataPlaneStats } from './stats.ts';
@@ -164,6 +165,7 @@ async function main(): Promise<void> {
     if (!process.connected) stopOrDie(false);
   });
   process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  watchIdleMemory(() => scheduler.fetchedBytes);
   log.info({ root: config.paths.root, devices: devices.list().length }, 'serving');
   keeper.ready();
   // A process that is killed never writes what it compiled; the next start is quicker for it.

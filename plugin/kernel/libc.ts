@@ -108,6 +108,8 @@ export const libc = {
   ) => number,
   poll: lib.func('int poll(void *fds, unsigned long count, int timeout)') as (fds: Uint8Array, count: number, timeoutMs: number) => number,
   fcntl: lib.func('int fcntl(int fd, int command, ...)') as (fd: number, command: number, type: string, value: number) => number,
+  /** Gives free memory at the end of all arenas, and whole free pages within them, back to the kernel. */
+  mallocTrim: lib.func('int malloc_trim(size_t pad)') as (pad: number) => number,
   prctl: lib.func('int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)') as (
     option: number,
     a: number,

@@ -370,6 +370,12 @@ export class FetchScheduler {
     if (blob.lastMirror !== undefined) blob.distrustedMirrors = [blob.lastMirror];
   }
 
+  /** All bytes that came since the start. */
+  get fetchedBytes(): number {
+    const { bytesFetchedDemand, bytesFetchedPrefetch, bytesFetchedFill } = this.runner.counters;
+    return bytesFetchedDemand + bytesFetchedPrefetch + bytesFetchedFill;
+  }
+
   /** Counters since the start, and what is under way. */
   stats(): FetchStats {
     const { counters, latency } = this.runner;
