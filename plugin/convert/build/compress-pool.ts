@@ -8,6 +8,7 @@ import { AppError } from '../../base/errors.ts';
 import { MIB } from '../../base/units.ts';
 import type { Algorithm } from '../../image/zfile/codec.ts';
 import { type CompressRequest, type CompressResult, compressedRoom } from './compress-worker.ts';
+import { stopWorker } from './stop-worker.ts';
 
 const WORKER = path.join(import.meta.dirname, `compress-worker${path.extname(import.meta.filename)}`);
 
@@ -86,7 +87,7 @@ export class CompressPool {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.isClosing = true;
-    await Promise.all(this.workers.map((worker) => worker.terminate()));
+    await Promise.all(this.workers.map(stopWorker));
   }
 
   private fail(error: unknown): void {

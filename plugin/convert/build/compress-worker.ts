@@ -11,6 +11,7 @@ import { KIB } from '../../base/units.ts';
 import { type Algorithm, compressBound } from '../../image/zfile/codec.ts';
 import { BLOCK_CRC_SEED, crc32c } from '../../image/zfile/crc32c.ts';
 import { loadCodec } from '../../kernel/codecs.ts';
+import { STOP } from './stop-worker.ts';
 
 const CRC_BYTES = 4;
 const MAX_ENTRY_BYTES = 64 * KIB;
@@ -97,7 +98,11 @@ class JobCompressor {
   }
 }
 
-parentPort?.on('message', (request: CompressRequest) => {
+parentPort?.on('message', (request: CompressRequest | typeof STOP) => {
+  if (request === STOP) {
+    parentPort!.close();
+    return;
+  }
   const result = new JobCompressor(request).run();
   parentPort!.postMessage(result, [result.raw.buffer, result.out.buffer, result.sizes.buffer]);
 });

@@ -5,6 +5,7 @@ import { AppError } from '../../../base/errors.ts';
 import { MIB } from '../../../base/units.ts';
 import { GZIP_WINDOW_BYTES } from '../../../image/gzip/gzip-index.ts';
 import type { EntryStart } from '../../../image/gzip/sparse-window.ts';
+import { stopWorker } from '../stop-worker.ts';
 import type { HashAnswer, HashRequest, HashThreadData, PlainSums } from './plain-hasher.ts';
 
 const WORKER = path.join(import.meta.dirname, `plain-hasher${path.extname(import.meta.filename)}`);
@@ -83,7 +84,7 @@ export class HashThread implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.worker.removeAllListeners('exit');
-    await this.worker.terminate();
+    await stopWorker(this.worker);
   }
 
   private post(request: HashRequest): void {

@@ -10,6 +10,7 @@ import { packWindow } from '../../../image/gzip/gzip-index-writer.ts';
 import { type EntryStart, WindowThinner } from '../../../image/gzip/sparse-window.ts';
 import { TARGET_CHUNK_BYTES, TARGET_DIGEST_BYTES } from '../../../image/turbo/chunk-digests.ts';
 import { LibraryInflater } from '../../../kernel/inflate.ts';
+import { STOP } from '../stop-worker.ts';
 
 export interface PlainSums {
   /** Hexadecimal. */
@@ -109,5 +110,8 @@ if (parentPort !== null && data?.hashSlots !== undefined) {
     hasher.update(slots[request.slot]!, request.length, request.spans);
     return { kind: 'block', slot: request.slot };
   };
-  port.on('message', (request: HashRequest) => port.postMessage(answer(request)));
+  port.on('message', (request: HashRequest | typeof STOP) => {
+    if (request === STOP) port.close();
+    else port.postMessage(answer(request));
+  });
 }

@@ -4,6 +4,7 @@ import { Worker } from 'node:worker_threads';
 import { AppError } from '../../../base/errors.ts';
 import { KIB } from '../../../base/units.ts';
 import type { SourceLayer } from '../options.ts';
+import { stopWorker } from '../stop-worker.ts';
 import type { ScanRequest, ScanResult } from './layer-scanner.ts';
 import type { ScanAnswer, ScanMessage, ScanProgress } from './scan-worker.ts';
 
@@ -64,7 +65,7 @@ export class ScanThread implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.worker.removeAllListeners('exit');
-    await this.worker.terminate();
+    await stopWorker(this.worker);
   }
 
   private post(message: ScanMessage, transfer: ArrayBuffer[] = []): void {

@@ -1,6 +1,7 @@
 /** The thread that runs a LayerScanner for one layer after the other; scan-thread.ts is its other side. Ours. */
 import { parentPort } from 'node:worker_threads';
 import { AppError, describeError } from '../../../base/errors.ts';
+import { STOP } from '../stop-worker.ts';
 import { HashThread } from './hash-thread.ts';
 import { LayerScanner, type ScanRequest, type ScanResult } from './layer-scanner.ts';
 
@@ -20,6 +21,7 @@ const port = parentPort!;
 const hashes = new HashThread();
 let scanner: LayerScanner | undefined;
 let pending: Promise<void> = Promise.resolve();
+let isStopping = false;
 
 async function finish(answer: ScanAnswer): Promise<void> {
   const done = scanner;
@@ -29,6 +31,7 @@ async function finish(answer: ScanAnswer): Promise<void> {
 }
 
 async function handle(message: ScanMessage): Promise<void> {
+  if (isStopping) return;
   try {
     if (message.kind === 'begin') scanner = new LayerScanner(message.request, hashes);
     // After a reason or an error the rest of the layer may still be on its way.
@@ -44,6 +47,17 @@ async function handle(message: ScanMessage): Promise<void> {
   }
 }
 
-port.on('message', (message: ScanMessage) => {
-  pending = pending.then(() => handle(message));
+/** After what is being done now; the pieces that wait are left. */
+async function stop(): Promise<void> {
+  try {
+    await scanner?.[Symbol.asyncDispose]();
+    await hashes[Symbol.asyncDispose]();
+  } finally {
+    port.close();
+  }
+}
+
+port.on('message', (message: ScanMessage | typeof STOP) => {
+  if (message === STOP) isStopping = true;
+  pending = pending.then(() => (message === STOP ? stop() : handle(message)));
 });
