@@ -5,7 +5,7 @@
  *        nextUnit        markUnit          aheadEnd
  *   ──read──►│   fetched    │M  or on its way  │  next window, twice as long …
  *
- * Random reads must cost nothing: only the second miss in a row that continues another, with at least three units in all, makes a
+ * Random reads must cost nothing: only the second miss in a row that continues another, with at least four units in all, makes a
  * stream. Then 128 KiB ahead, 256 KiB, … 4 MiB, and at last 8 MiB that move with the reader, as long as what was brought is read: a stream whose reader leaves a quarter of it out
  * gets shorter windows, and one that leaves out half, or pauses, is none. A container's start hops through its libraries like that.
  */
@@ -43,7 +43,9 @@ const FIRST_WINDOW_MAX_UNITS = FETCH_STREAM_BYTES / FETCH_UNIT_BYTES;
  */
 const STEADY_UNITS = (8 * FETCH_STREAM_BYTES) / FETCH_UNIT_BYTES;
 const STEADY_STEP_UNITS = FETCH_STREAM_BYTES / FETCH_UNIT_BYTES;
-const STREAM_UNITS_MIN = 3;
+const STREAM_UNITS_MIN = 4;
+/** Up to half a MiB is gone on with only when it is read to the end: short runs are many in a start, and most end there. */
+const CAUTIOUS_UNITS = 8;
 /** Fewer units say nothing: requests of one reader may come a little out of order. */
 const JUDGED_UNITS_MIN = 4;
 /** A reader that pauses for longer has got what it wanted; at the slowest link that streams make sense on, a window comes in less. */
@@ -122,7 +124,8 @@ export class StreamDetector {
     if (leftOut >= 0.25) stream.windowUnits = Math.max(FIRST_WINDOW_UNITS, Math.floor(stream.windowUnits / 4));
     if (stream.windowUnits < STEADY_UNITS) {
       stream.aheadEnd = Math.min(this.unitCount, firstUnit + stream.windowUnits);
-      stream.markUnit = firstUnit + Math.floor((stream.aheadEnd - firstUnit) / 2);
+      const half = Math.floor((stream.aheadEnd - firstUnit) / 2);
+      stream.markUnit = stream.windowUnits <= CAUTIOUS_UNITS ? stream.aheadEnd - 1 : firstUnit + half;
       stream.windowUnits *= 2;
     } else {
       stream.aheadEnd = Math.min(this.unitCount, Math.max(firstUnit, stream.nextUnit + STEADY_UNITS));

@@ -19,14 +19,16 @@ test('a sequential reader gets 128 KiB ahead, then twice as much each time, up t
   const detector = detectorOf(10_000);
   expect(detector.onMiss(10, 11, 0)).toBeUndefined();
   expect(detector.onMiss(11, 12, 0)).toBeUndefined();
-  let ahead = detector.onMiss(12, 13, 0);
-  expect(ahead).toEqual({ firstUnit: 13, endUnit: 15, markUnit: 14 });
+  expect(detector.onMiss(12, 13, 0)).toBeUndefined();
+  let ahead = detector.onMiss(13, 14, 0);
+  expect(ahead).toEqual({ firstUnit: 14, endUnit: 16, markUnit: 15 });
   const windows = [2];
   for (let i = 0; i < 5; i += 1) {
     const next = detector.onMark(ahead!.markUnit, 0)!;
     expect(next.firstUnit).toBe(ahead!.endUnit);
     windows.push(next.endUnit - next.firstUnit);
-    expect(next.markUnit).toBe(next.firstUnit + Math.floor((next.endUnit - next.firstUnit) / 2));
+    const units = next.endUnit - next.firstUnit;
+    expect(next.markUnit).toBe(units <= 8 ? next.endUnit - 1 : next.firstUnit + units / 2);
     ahead = next;
   }
   expect(windows).toEqual([2, 4, 8, 16, 32, 64]);
@@ -42,7 +44,7 @@ test('a sequential reader gets 128 KiB ahead, then twice as much each time, up t
 test('large sequential reads start with a large window', () => {
   const detector = detectorOf(10_000);
   expect(detector.onMiss(0, 4, 0)).toBeUndefined();
-  expect(detector.onMiss(4, 8, 0)).toEqual({ firstUnit: 8, endUnit: 16, markUnit: 12 });
+  expect(detector.onMiss(4, 8, 0)).toEqual({ firstUnit: 8, endUnit: 16, markUnit: 15 });
 });
 
 test('the same units asked for again are not a stream', () => {
@@ -53,17 +55,17 @@ test('the same units asked for again are not a stream', () => {
 test('a reader that outran the window, or whose requests come out of order, stays one stream', () => {
   const detector = detectorOf(10_000);
   detector.onMiss(0, 2, 0);
-  expect(detector.onMiss(2, 4, 0)).toEqual({ firstUnit: 4, endUnit: 8, markUnit: 6 });
-  expect(detector.onMiss(8, 10, 0)).toEqual({ firstUnit: 10, endUnit: 18, markUnit: 14 });
+  expect(detector.onMiss(2, 4, 0)).toEqual({ firstUnit: 4, endUnit: 8, markUnit: 7 });
+  expect(detector.onMiss(8, 10, 0)).toEqual({ firstUnit: 10, endUnit: 18, markUnit: 17 });
   expect(detector.onMiss(6, 8, 0)).toBeUndefined();
-  expect(detector.onMiss(12, 16, 0)).toEqual({ firstUnit: 18, endUnit: 34, markUnit: 26 });
+  expect(detector.onMiss(14, 19, 0)).toEqual({ firstUnit: 19, endUnit: 35, markUnit: 27 });
 });
 
 test('several streams of one blob do not disturb each other', () => {
   const detector = detectorOf(100_000);
   const starts = [0, 10_000, 20_000, 30_000];
-  for (const step of [0, 1]) for (const start of starts) expect(detector.onMiss(start + step, start + step + 1, 0)).toBeUndefined();
-  for (const start of starts) expect(detector.onMiss(start + 2, start + 3, 0)).toMatchObject({ firstUnit: start + 3, endUnit: start + 5 });
+  for (const step of [0, 1, 2]) for (const start of starts) expect(detector.onMiss(start + step, start + step + 1, 0)).toBeUndefined();
+  for (const start of starts) expect(detector.onMiss(start + 3, start + 4, 0)).toMatchObject({ firstUnit: start + 4, endUnit: start + 6 });
 });
 
 test('reading ahead ends with the blob', () => {
@@ -104,20 +106,20 @@ test('a reader that leaves out most of what lies before it soon gets nothing ahe
 });
 
 test('a stream whose reader left out a quarter of a window goes on with a shorter one', () => {
-  const read = new Set([0, 1, 2, 3, 4, 5, 6]);
+  const read = new Set([0, 1, 2, 3, 4, 5, 6, 7]);
   const detector = detectorOf(10_000, (unit) => read.has(unit));
   detector.onMiss(0, 2, 0);
-  expect(detector.onMiss(2, 4, 0)).toEqual({ firstUnit: 4, endUnit: 8, markUnit: 6 });
-  expect(detector.onMark(6, 0)).toEqual({ firstUnit: 8, endUnit: 16, markUnit: 12 });
-  for (const unit of [7, 8, 9]) read.add(unit);
-  // Of 4 … 11, units 10 and 11 were left out.
-  expect(detector.onMark(12, 0)).toEqual({ firstUnit: 16, endUnit: 20, markUnit: 18 });
+  expect(detector.onMiss(2, 4, 0)).toEqual({ firstUnit: 4, endUnit: 8, markUnit: 7 });
+  expect(detector.onMark(7, 0)).toEqual({ firstUnit: 8, endUnit: 16, markUnit: 15 });
+  for (const unit of [8, 9, 10, 11]) read.add(unit);
+  // Of 4 … 14, units 12, 13 and 14 were left out.
+  expect(detector.onMark(15, 0)).toEqual({ firstUnit: 16, endUnit: 20, markUnit: 19 });
 });
 
 test('a reader that paused for more than two seconds begins afresh', () => {
   const detector = detectorOf(10_000);
   detector.onMiss(0, 2, 0);
   expect(detector.onMiss(2, 4, 2_500)).toBeUndefined();
-  expect(detector.onMiss(4, 6, 2_600)).toEqual({ firstUnit: 6, endUnit: 10, markUnit: 8 });
-  expect(detector.onMark(8, 4_700)).toBeUndefined();
+  expect(detector.onMiss(4, 6, 2_600)).toEqual({ firstUnit: 6, endUnit: 10, markUnit: 9 });
+  expect(detector.onMark(9, 4_700)).toBeUndefined();
 });
