@@ -1,4 +1,4 @@
-/** Where the cases leave their raw samples, and how they print tables. */
+/** Where the cases leave their raw samples. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import { join } from 'node:path';
@@ -13,11 +13,4 @@ export async function saveResult(name: string, content: unknown): Promise<string
   const path = join(RESULTS_DIR, `${name}-${at.replaceAll(/[:.]/g, '-')}.json`);
   await writeFile(path, `${JSON.stringify({ name, at, machine, ...(content as object) }, undefined, 1)}\n`);
   return path;
-}
-
-/** A Markdown table; the first row is the head. */
-export function table(rows: readonly (readonly (string | number)[])[]): string {
-  const [head = [], ...body] = rows;
-  const line = (cells: readonly (string | number)[]): string => `| ${cells.join(' | ')} |`;
-  return [line(head), line(head.map(() => '---')), ...body.map(line)].join('\n');
 }

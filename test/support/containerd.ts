@@ -2,8 +2,8 @@
  * A private containerd: its own root, state and socket in a scratch directory, with CRI, optionally with a proxy snapshotter. Disposing ends
  * its shims and their containers by pid, then containerd, then undoes every mount it made. Ours.
  */
-import { mkdir, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { glob, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { containerdConfig } from './containerd-config.ts';
 import { type ContainerdBinaries, type ContainerdLine, containerdBinaries, pathFor } from './containerd-versions.ts';
 import { allProcesses, Daemon, descendantsOf, killPid, type RunOptions, type RunResult, run } from './process.ts';
@@ -142,6 +142,18 @@ export class Containerd implements AsyncDisposable {
       await killPid(shim.pid);
     }
     await this.stop();
+    await forgetContainersOf(this.scratch.path);
     await this.scratch[Symbol.asyncDispose]();
+  }
+}
+
+/** Where shims keep runc's state of their containers: one place a machine, whatever containerd's own directories are. */
+const RUNC_ROOT = '/run/containerd/runc';
+
+/** Removes runc's records of containers whose bundle lies in `directory`: a killed shim leaves them, and their ids stay taken. */
+async function forgetContainersOf(directory: string): Promise<void> {
+  for await (const state of glob(join(RUNC_ROOT, '*', '*', 'state.json'))) {
+    const text = await readFile(state, 'utf8').catch(() => '');
+    if (text.includes(`"bundle=${directory}/`)) await rm(dirname(state), { recursive: true, force: true });
   }
 }

@@ -29,7 +29,8 @@ interface Sample {
   secondContainerBytes: number;
 }
 
-const DEFAULT_READ_AHEAD_KIB = 128;
+/** Of `blockd.read_ahead_kib`. */
+const DEFAULT_READ_AHEAD_KIB = 64;
 
 async function start(name: string, image: Image, ready: RegExp, readAheadKib: number): Promise<Sample> {
   await using host = await LazyHost.start({
