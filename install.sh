@@ -391,6 +391,8 @@ uninstall_all() {
       say "images and snapshots stay in $data_dir (--purge removes them)"
     fi
   fi
+  # Compiled code that the unit has the processes keep.
+  if [ -d "$ROOT/var/cache/$NAME" ]; then change "remove $ROOT/var/cache/$NAME" rm -rf --one-file-system "$ROOT/var/cache/$NAME"; fi
   drop "$CURRENT"
   for directory in "$DEST"/$VERSION_GLOB "$DEST"/.new.*; do
     if [ -d "$directory" ]; then change "remove $directory" rm -rf "$directory"; fi

@@ -141,8 +141,12 @@ describe('install.sh', () => {
     expect(second.stdout).toContain('nothing to change');
     expect(tree(root)).toEqual(installed);
 
+    // What the unit has the processes write.
+    fs.mkdirSync(at('var/cache/overlaybd-sidecar/v8'), { recursive: true });
     const gone = install('--uninstall');
     expect(gone).toMatchObject({ code: 0, stderr: '' });
+    expect(fs.readdirSync(at('var/cache'))).toEqual([]);
+    fs.rmSync(at('var'), { recursive: true });
     const directories = /^\/(etc|opt|run|usr)(\/(systemd|system|tmpfiles\.d|local|bin))* 4/;
     expect(tree(root).filter((line) => !directories.test(line))).toEqual(before.filter((line) => !directories.test(line)));
     expect(install('--uninstall').stdout).toContain('nothing to change');
