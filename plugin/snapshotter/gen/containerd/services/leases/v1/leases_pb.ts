@@ -15,7 +15,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file containerd/services/leases/v1/leases.proto.
  */
 export const file_containerd_services_leases_v1_leases: GenFile = /*@__PURE__*/
-  fileDesc("Cipjb250YWluZXJkL3NlcnZpY2VzL2xlYXNlcy92MS9sZWFzZXMucHJvdG8SHWNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxIrQBCgVMZWFzZRIKCgJpZBgBIAEoCRIuCgpjcmVhdGVkX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJACgZsYWJlbHMYAyADKAsyMC5jb250YWluZXJkLnNlcnZpY2VzLmxlYXNlcy52MS5MZWFzZS5MYWJlbHNFbnRyeRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIpQBCg1DcmVhdGVSZXF1ZXN0EgoKAmlkGAEgASgJEkgKBmxhYmVscxgDIAMoCzI4LmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkNyZWF0ZVJlcXVlc3QuTGFiZWxzRW50cnkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJFCg5DcmVhdGVSZXNwb25zZRIzCgVsZWFzZRgBIAEoCzIkLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkxlYXNlIikKDURlbGV0ZVJlcXVlc3QSCgoCaWQYASABKAkSDAoEc3luYxgCIAEoCDK/AQoGTGVhc2VzEmUKBkNyZWF0ZRIsLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkNyZWF0ZVJlcXVlc3QaLS5jb250YWluZXJkLnNlcnZpY2VzLmxlYXNlcy52MS5DcmVhdGVSZXNwb25zZRJOCgZEZWxldGUSLC5jb250YWluZXJkLnNlcnZpY2VzLmxlYXNlcy52MS5EZWxldGVSZXF1ZXN0GhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5YgZwcm90bzM", [file_google_protobuf_empty, file_google_protobuf_timestamp]);
+  fileDesc("Cipjb250YWluZXJkL3NlcnZpY2VzL2xlYXNlcy92MS9sZWFzZXMucHJvdG8SHWNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxIrQBCgVMZWFzZRIKCgJpZBgBIAEoCRIuCgpjcmVhdGVkX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJACgZsYWJlbHMYAyADKAsyMC5jb250YWluZXJkLnNlcnZpY2VzLmxlYXNlcy52MS5MZWFzZS5MYWJlbHNFbnRyeRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIpQBCg1DcmVhdGVSZXF1ZXN0EgoKAmlkGAEgASgJEkgKBmxhYmVscxgDIAMoCzI4LmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkNyZWF0ZVJlcXVlc3QuTGFiZWxzRW50cnkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJFCg5DcmVhdGVSZXNwb25zZRIzCgVsZWFzZRgBIAEoCzIkLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkxlYXNlIikKDURlbGV0ZVJlcXVlc3QSCgoCaWQYASABKAkSDAoEc3luYxgCIAEoCCIeCgtMaXN0UmVxdWVzdBIPCgdmaWx0ZXJzGAEgAygJIkQKDExpc3RSZXNwb25zZRI0CgZsZWFzZXMYASADKAsyJC5jb250YWluZXJkLnNlcnZpY2VzLmxlYXNlcy52MS5MZWFzZSIkCghSZXNvdXJjZRIKCgJpZBgBIAEoCRIMCgR0eXBlGAIgASgJIlsKEkFkZFJlc291cmNlUmVxdWVzdBIKCgJpZBgBIAEoCRI5CghyZXNvdXJjZRgCIAEoCzInLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLlJlc291cmNlIl4KFURlbGV0ZVJlc291cmNlUmVxdWVzdBIKCgJpZBgBIAEoCRI5CghyZXNvdXJjZRgCIAEoCzInLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLlJlc291cmNlMtoDCgZMZWFzZXMSZQoGQ3JlYXRlEiwuY29udGFpbmVyZC5zZXJ2aWNlcy5sZWFzZXMudjEuQ3JlYXRlUmVxdWVzdBotLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkNyZWF0ZVJlc3BvbnNlEk4KBkRlbGV0ZRIsLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkRlbGV0ZVJlcXVlc3QaFi5nb29nbGUucHJvdG9idWYuRW1wdHkSXwoETGlzdBIqLmNvbnRhaW5lcmQuc2VydmljZXMubGVhc2VzLnYxLkxpc3RSZXF1ZXN0GisuY29udGFpbmVyZC5zZXJ2aWNlcy5sZWFzZXMudjEuTGlzdFJlc3BvbnNlElgKC0FkZFJlc291cmNlEjEuY29udGFpbmVyZC5zZXJ2aWNlcy5sZWFzZXMudjEuQWRkUmVzb3VyY2VSZXF1ZXN0GhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5El4KDkRlbGV0ZVJlc291cmNlEjQuY29udGFpbmVyZC5zZXJ2aWNlcy5sZWFzZXMudjEuRGVsZXRlUmVzb3VyY2VSZXF1ZXN0GhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5YgZwcm90bzM", [file_google_protobuf_empty, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message containerd.services.leases.v1.Lease
@@ -110,6 +110,110 @@ export const DeleteRequestSchema: GenMessage<DeleteRequest> = /*@__PURE__*/
   messageDesc(file_containerd_services_leases_v1_leases, 3);
 
 /**
+ * @generated from message containerd.services.leases.v1.ListRequest
+ */
+export type ListRequest = Message<"containerd.services.leases.v1.ListRequest"> & {
+  /**
+   * A lease that any of them matches is listed; none: all are.
+   *
+   * @generated from field: repeated string filters = 1;
+   */
+  filters: string[];
+};
+
+/**
+ * Describes the message containerd.services.leases.v1.ListRequest.
+ * Use `create(ListRequestSchema)` to create a new message.
+ */
+export const ListRequestSchema: GenMessage<ListRequest> = /*@__PURE__*/
+  messageDesc(file_containerd_services_leases_v1_leases, 4);
+
+/**
+ * @generated from message containerd.services.leases.v1.ListResponse
+ */
+export type ListResponse = Message<"containerd.services.leases.v1.ListResponse"> & {
+  /**
+   * @generated from field: repeated containerd.services.leases.v1.Lease leases = 1;
+   */
+  leases: Lease[];
+};
+
+/**
+ * Describes the message containerd.services.leases.v1.ListResponse.
+ * Use `create(ListResponseSchema)` to create a new message.
+ */
+export const ListResponseSchema: GenMessage<ListResponse> = /*@__PURE__*/
+  messageDesc(file_containerd_services_leases_v1_leases, 5);
+
+/**
+ * @generated from message containerd.services.leases.v1.Resource
+ */
+export type Resource = Message<"containerd.services.leases.v1.Resource"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * `content`, or `snapshots/` and the snapshotter's name.
+   *
+   * @generated from field: string type = 2;
+   */
+  type: string;
+};
+
+/**
+ * Describes the message containerd.services.leases.v1.Resource.
+ * Use `create(ResourceSchema)` to create a new message.
+ */
+export const ResourceSchema: GenMessage<Resource> = /*@__PURE__*/
+  messageDesc(file_containerd_services_leases_v1_leases, 6);
+
+/**
+ * @generated from message containerd.services.leases.v1.AddResourceRequest
+ */
+export type AddResourceRequest = Message<"containerd.services.leases.v1.AddResourceRequest"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: containerd.services.leases.v1.Resource resource = 2;
+   */
+  resource?: Resource | undefined;
+};
+
+/**
+ * Describes the message containerd.services.leases.v1.AddResourceRequest.
+ * Use `create(AddResourceRequestSchema)` to create a new message.
+ */
+export const AddResourceRequestSchema: GenMessage<AddResourceRequest> = /*@__PURE__*/
+  messageDesc(file_containerd_services_leases_v1_leases, 7);
+
+/**
+ * @generated from message containerd.services.leases.v1.DeleteResourceRequest
+ */
+export type DeleteResourceRequest = Message<"containerd.services.leases.v1.DeleteResourceRequest"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: containerd.services.leases.v1.Resource resource = 2;
+   */
+  resource?: Resource | undefined;
+};
+
+/**
+ * Describes the message containerd.services.leases.v1.DeleteResourceRequest.
+ * Use `create(DeleteResourceRequestSchema)` to create a new message.
+ */
+export const DeleteResourceRequestSchema: GenMessage<DeleteResourceRequest> = /*@__PURE__*/
+  messageDesc(file_containerd_services_leases_v1_leases, 8);
+
+/**
  * @generated from service containerd.services.leases.v1.Leases
  */
 export const Leases: GenService<{
@@ -127,6 +231,30 @@ export const Leases: GenService<{
   delete: {
     methodKind: "unary";
     input: typeof DeleteRequestSchema;
+    output: typeof EmptySchema;
+  },
+  /**
+   * @generated from rpc containerd.services.leases.v1.Leases.List
+   */
+  list: {
+    methodKind: "unary";
+    input: typeof ListRequestSchema;
+    output: typeof ListResponseSchema;
+  },
+  /**
+   * @generated from rpc containerd.services.leases.v1.Leases.AddResource
+   */
+  addResource: {
+    methodKind: "unary";
+    input: typeof AddResourceRequestSchema;
+    output: typeof EmptySchema;
+  },
+  /**
+   * @generated from rpc containerd.services.leases.v1.Leases.DeleteResource
+   */
+  deleteResource: {
+    methodKind: "unary";
+    input: typeof DeleteResourceRequestSchema;
     output: typeof EmptySchema;
   },
 }> = /*@__PURE__*/
