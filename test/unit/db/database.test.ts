@@ -18,6 +18,7 @@ import { EventStore } from '../../../db/event-store.ts';
 import { ResolutionStore } from '../../../db/resolution-store.ts';
 import { events, resolutions, snapshots } from '../../../db/schema.ts';
 import { SnapshotStore } from '../../../db/snapshot-store.ts';
+import { apiTokens } from '../../../db/token-schema.ts';
 
 let scratch: string;
 beforeEach(async () => {
@@ -38,6 +39,7 @@ test.each([
   convertSeenTags,
   convertNotifications,
   convertDeliveries,
+  apiTokens,
 ])('migrations give the columns that the typed schema names', (table) => {
   using database = openDatabase(':memory:');
   const { name, columns, indexes } = getTableConfig(table);
