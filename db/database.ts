@@ -10,9 +10,10 @@ import { SNAPSHOTS_0001 } from './migrations/0001-snapshots.ts';
 import { CONVERT_0002 } from './migrations/0002-convert.ts';
 import { DEPENDENCIES_0003 } from './migrations/0003-dependencies.ts';
 import { API_TOKENS_0004 } from './migrations/0004-api-tokens.ts';
+import { PODS_0005 } from './migrations/0005-pods.ts';
 
 /** In order; the index plus one is the schema's version (`PRAGMA user_version`). Forward only. */
-const MIGRATIONS: readonly string[] = [SNAPSHOTS_0001, CONVERT_0002, DEPENDENCIES_0003, API_TOKENS_0004];
+const MIGRATIONS: readonly string[] = [SNAPSHOTS_0001, CONVERT_0002, DEPENDENCIES_0003, API_TOKENS_0004, PODS_0005];
 
 /** Another process (a backup, a person with sqlite3) may hold the lock this long before a call fails. */
 const BUSY_TIMEOUT_MS = 5_000;

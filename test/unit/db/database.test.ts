@@ -15,6 +15,7 @@ import {
 } from '../../../db/convert-schema.ts';
 import { openDatabase } from '../../../db/database.ts';
 import { EventStore } from '../../../db/event-store.ts';
+import { podImages, pods } from '../../../db/pod-schema.ts';
 import { ResolutionStore } from '../../../db/resolution-store.ts';
 import { events, resolutions, snapshots } from '../../../db/schema.ts';
 import { SnapshotStore } from '../../../db/snapshot-store.ts';
@@ -40,6 +41,8 @@ test.each([
   convertNotifications,
   convertDeliveries,
   apiTokens,
+  pods,
+  podImages,
 ])('migrations give the columns that the typed schema names', (table) => {
   using database = openDatabase(':memory:');
   const { name, columns, indexes } = getTableConfig(table);
