@@ -104,10 +104,14 @@ function crossProblems(config: Config): string[] {
   for (const [key, socket] of [
     ['snapshotter.socket', config.snapshotter.socket],
     ['admin.socket', config.admin.socket],
+    ['cri.socket', config.cri.socket],
   ] as const) {
     if (Buffer.byteLength(socket) > SOCKET_PATH_MAX) problems.push(`${key}: "${socket}" is longer than ${SOCKET_PATH_MAX} bytes`);
   }
   if (config.snapshotter.socket === config.admin.socket) problems.push('admin.socket: is the same path as snapshotter.socket');
+  for (const other of ['snapshotter', 'admin'] as const) {
+    if (config.cri.socket === config[other].socket) problems.push(`cri.socket: is the same path as ${other}.socket`);
+  }
   return problems;
 }
 
@@ -139,6 +143,7 @@ export function parseConfig(text: string, path: string): Config {
     ...values,
     snapshotter: { ...values.snapshotter, socket: inRun(values.snapshotter.socket) },
     admin: { ...values.admin, socket: inRun(values.admin.socket) },
+    cri: { ...values.cri, socket: inRun(values.cri.socket) },
   };
   const problems = crossProblems(config);
   if (problems.length > 0) throw refused(path, problems);

@@ -235,6 +235,25 @@ export function optionalPath(o: { reason: string }): Option<string | undefined> 
   };
 }
 
+/** Kubernetes' rules for label keys and values (apimachinery, validation). */
+const LABEL =
+  /^(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\/)?[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?=(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$/;
+
+/** A Kubernetes label, `key=value`, that is unset unless written. */
+export function optionalLabel(o: { reason: string }): Option<string | undefined> {
+  return {
+    unit: 'key=value',
+    fallback: undefined,
+    fallbackText: '',
+    range: 'a label',
+    reason: o.reason,
+    schema: checkedText((value) =>
+      typeof value === 'string' && LABEL.test(value) ? undefined : `${shown(value)} is not a label (key=value)`,
+    ),
+    isDuration: false,
+  };
+}
+
 const HOST_PORT = /^(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(?::(\d{1,5}))?$/;
 
 function hostProblem(value: unknown, isPortNeeded: boolean): string | undefined {

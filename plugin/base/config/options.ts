@@ -13,6 +13,7 @@ import {
   integer,
   mountOptions,
   optionalAddress,
+  optionalLabel,
   optionalPath,
   path,
   repositories,
@@ -199,6 +200,62 @@ export const SECTION_OPTIONS = {
       min: 1 * SECOND,
       max: 10 * MINUTE,
       reason: 'A body that sends nothing for this long is given up and asked for again',
+    }),
+  },
+  cri: {
+    socket: socketPath({
+      default: 'cri.sock',
+      reason: "kubelet's image service (`--image-service-endpoint=unix://…`); what the service does not act on goes through to containerd",
+    }),
+    containerd_patience: duration({
+      default: 15 * SECOND,
+      min: 0,
+      max: 2 * MINUTE,
+      reason:
+        "How long a call waits for a containerd that is away; a restart takes a second or two. Then it fails with UNAVAILABLE, as containerd's own",
+    }),
+    logic_deadline: duration({
+      default: 5 * SECOND,
+      min: 100,
+      max: 1 * MINUTE,
+      reason: 'How long a pull waits for each thing that is looked up for it (credentials, its pod, its rights); then it goes on without',
+    }),
+    image_rights: choice(['check', 'strict', 'off'], {
+      default: 'check',
+      reason:
+        'Who may have a cached image: "check" asks the registry with the pod\'s own credentials and refuses what it refuses, but goes on when it does not answer; "strict" needs its consent; "off": every pod',
+    }),
+    rights_ttl: duration({
+      default: 1 * MINUTE,
+      min: 1 * SECOND,
+      max: 24 * HOUR,
+      reason: "How long a registry's consent is believed for the same credentials and image",
+    }),
+    pod_selector: optionalLabel({
+      reason: 'Only pods with this label (`alibabacloud.com/eci=true`) are steered by annotations; unset: all pods of the node',
+    }),
+    kubeconfig: optionalPath({
+      reason:
+        'A kubeconfig that may read pods, service accounts and image pull Secrets; then all images of a pod are known at its first pull, and changed Secrets are followed. Unset: images are learned one pull after the other',
+    }),
+    manifests_dir: optionalPath({
+      reason: "kubelet's directory of static pods; their images are then known at the first pull too",
+    }),
+  },
+  credentials: {
+    key_file: optionalPath({
+      reason:
+        'The key that seals stored credentials (made if missing, readable by root alone); unset: credentials.key in paths.root. Elsewhere, a copy of paths.root is of no use to a thief',
+    }),
+    rules_file: optionalPath({
+      reason:
+        'TOML rules that give pods credentials by namespace, service account and image: see "Credentials". Read again when it changes',
+    }),
+    secret_recheck: duration({
+      default: 5 * SECOND,
+      min: 1 * SECOND,
+      max: 1 * HOUR,
+      reason: 'How often Secrets that running containers depend on are looked at; a changed one counts from then on',
     }),
   },
   convert: {
