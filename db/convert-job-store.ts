@@ -5,6 +5,10 @@ import type { Database } from './database.ts';
 
 export type ConvertJobRow = typeof convertJobs.$inferSelect;
 export type ConvertJobState = ConvertJobRow['state'];
+type NewConvertJobRow = Pick<
+  ConvertJobRow,
+  'host' | 'repository' | 'tag' | 'targetTag' | 'sourceDigest' | 'request' | 'triggerKind' | 'state' | 'progress' | 'createdUs'
+>;
 export type ConvertLogRow = typeof convertJobLog.$inferSelect;
 
 /** A layer writes a handful of lines; a job that says more has run wild. */
@@ -20,7 +24,7 @@ export class ConvertJobStore {
   }
 
   /** Adds a job and drops the oldest ended ones beyond the limit. */
-  insert(row: Omit<ConvertJobRow, 'id' | 'attempts' | 'startedUs' | 'endedUs' | 'failure' | 'failureCode' | 'targetDigest'>): number {
+  insert(row: NewConvertJobRow): number {
     return this.database.transaction(() => {
       const id = Number(this.database.orm.insert(convertJobs).values(row).run().lastInsertRowid);
       this.database.orm.run(

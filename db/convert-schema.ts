@@ -1,6 +1,6 @@
 /**
- * Tables of conversion, for typed queries. The SQL that makes them is in `migrations/0002-convert.ts`; a test keeps both equal. Times are
- * microseconds since the Unix epoch. JSON columns are written and checked by the part that owns them.
+ * Tables of conversion, for typed queries. The SQL that makes them is in `migrations/0002-convert.ts` and `0006-convert-measures.ts`; a
+ * test keeps both equal. Times are microseconds since the Unix epoch. JSON columns are written and checked by the part that owns them.
  */
 import { index, integer, primaryKey, sqliteTable, text, unique } from 'drizzle-orm/sqlite-core';
 
@@ -28,6 +28,11 @@ export const convertJobs = sqliteTable(
     createdUs: integer('created_us').notNull(),
     startedUs: integer('started_us'),
     endedUs: integer('ended_us'),
+    /** Of a successful job: compressed layers of the images that were converted, and of their results. */
+    sourceBytes: integer('source_bytes'),
+    resultBytes: integer('result_bytes'),
+    /** From the first request of the last attempt to the push of the tag. */
+    elapsedMs: integer('elapsed_ms'),
   },
   (table) => [index('convert_jobs_state').on(table.state), index('convert_jobs_tag').on(table.host, table.repository, table.tag)],
 );
