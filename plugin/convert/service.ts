@@ -17,8 +17,8 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { AppError, describeError } from '../base/errors.ts';
 import { MAX_BLOB_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
+import { CgroupParent, cgroupNameOf, findHierarchies } from '../kernel/cgroup.ts';
 import { parseReference } from '../registry/reference.ts';
-import { CgroupParent, cgroupNameOf, findHierarchies } from './jobs/cgroup.ts';
 import { DatabaseLedger } from './jobs/database-ledger.ts';
 import type { ConvertJob } from './jobs/job.ts';
 import { runAttempt } from './jobs/job-process.ts';
@@ -297,7 +297,7 @@ class Service implements ConvertService {
   /** Where cgroups cannot be had, jobs say so one by one; the service starts. */
   private async findCgroups(): Promise<void> {
     try {
-      this.cgroups = new CgroupParent(cgroupNameOf(this.options.rootDir), await findHierarchies());
+      this.cgroups = new CgroupParent(cgroupNameOf('convert', this.options.rootDir), await findHierarchies());
       await this.cgroups.reap();
     } catch (error) {
       this.options.logger.warn({ reason: describeError(error) }, 'cgroups of earlier conversions could not be looked through');

@@ -4,8 +4,8 @@ import { chmod } from 'node:fs/promises';
 import { type Database, openDatabase } from '../../db/database.ts';
 import { EventStore } from '../../db/event-store.ts';
 import { silentLogger } from '../../plugin/base/log.ts';
-import { cgroupNameOf, findHierarchies } from '../../plugin/convert/jobs/cgroup.ts';
 import { type ConvertJob, type ConvertOptions, type ConvertService, startConvert } from '../../plugin/convert/service.ts';
+import { cgroupNameOf, findHierarchies } from '../../plugin/kernel/cgroup.ts';
 import { allProcesses, type ProcessInfo } from './process.ts';
 import { Scratch } from './scratch.ts';
 import { waitFor } from './wait.ts';
@@ -123,7 +123,7 @@ export class ConvertBench implements AsyncDisposable {
 export async function convertCgroups(rootDir: string): Promise<string[]> {
   const found = new Set<string>();
   for (const { mountPoint } of (await findHierarchies()).values()) {
-    const parent = `${mountPoint}/${cgroupNameOf(rootDir)}`;
+    const parent = `${mountPoint}/${cgroupNameOf('convert', rootDir)}`;
     if (!existsSync(parent)) continue;
     found.add(parent);
     for (const job of readdirSync(parent, { withFileTypes: true })) if (job.isDirectory()) found.add(`${parent}/${job.name}`);

@@ -2,18 +2,15 @@
  * One attempt at a job: a process of its own in a cgroup of its own with a staging directory of its own, and nothing of the three left
  * when the attempt is over, however it ended. Ours.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import fs from 'node:fs/promises';
-import os from 'node:os';
 import path from 'node:path';
 import type { Digest } from '../../base/digest.ts';
-import { AppError, describeError, errnoOf } from '../../base/errors.ts';
+import { AppError, describeError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { MIB } from '../../base/units.ts';
+import type { CgroupLimits, CgroupParent, JobCgroup } from '../../kernel/cgroup.ts';
+import { type WorkerDeath, WorkerProcess } from '../../kernel/worker-process.ts';
 import type { LayerLedger } from '../publish/ledger.ts';
 import type { Progress } from '../publish/progress.ts';
 import type { PublishResult } from '../publish/publish.ts';
-import type { CgroupLimits, CgroupParent, JobCgroup } from './cgroup.ts';
 import { type FromWorker, fromWorkerSchema, MAX_LINE_CHARS, type Question, type ToWorker, type Work } from './protocol.ts';
 import type { Staging } from './staging.ts';
 
@@ -21,11 +18,6 @@ const WORKER = path.join(import.meta.dirname, `worker${path.extname(import.meta.
 
 /** How often staging is measured: at 500 MB/s a job oversteps its bound by as many megabytes at most. */
 const WATCH_MS = 1000;
-/** The data plane comes first: the process is nicer than it, and the first to go when memory ends. */
-const NICENESS = 10;
-const OOM_SCORE_ADJ = 700;
-/** Of the memory limit; the rest is for buffers, threads and the code. */
-const HEAP_SHARE = 0.6;
 
 export interface Attempt {
   /** Names cgroup and staging directory. */
@@ -86,97 +78,50 @@ async function makeCgroup({ name, limits, onLine }: Attempt, { cgroups, logger }
 class Running {
   private readonly attempt: Attempt;
   private readonly parts: ProcessParts;
-  private readonly stagingDirectory: string;
-  private readonly cgroup: JobCgroup | undefined;
-  private outcome: { result: PublishResult } | { error: unknown } | undefined;
-  private child!: ChildProcess;
+  private readonly process: WorkerProcess<PublishResult>;
 
   constructor(attempt: Attempt, parts: ProcessParts, stagingDirectory: string, cgroup: JobCgroup | undefined) {
     this.attempt = attempt;
     this.parts = parts;
-    this.stagingDirectory = stagingDirectory;
-    this.cgroup = cgroup;
+    const { limits, deadlineMs, signal, onPid } = attempt;
+    this.process = new WorkerProcess(
+      {
+        script: WORKER,
+        args: [stagingDirectory],
+        limits,
+        cgroup,
+        start: { ...attempt.work, stagingDirectory },
+        deadlineMs,
+        signal,
+        ...(onPid === undefined ? {} : { onPid }),
+      },
+      {
+        isLate: () => this.stopped('DeadlineExceeded', `not done within ${deadlineMs / 1000} s`),
+        died: (death) => this.death(death),
+      },
+      (message) => this.receive(message),
+    );
   }
 
   async result(): Promise<PublishResult> {
-    const { signal, deadlineMs, name } = this.attempt;
-    signal.throwIfAborted();
-    const exited = this.spawn();
-    const abort = (): void => this.end(signal.reason);
-    signal.addEventListener('abort', abort, { once: true });
-    const deadline = setTimeout(() => this.end(this.stopped('DeadlineExceeded', `not done within ${deadlineMs / 1000} s`)), deadlineMs);
     const watch = setInterval(() => this.watchStaging(), WATCH_MS);
     try {
-      await this.start();
-      await exited;
-    } catch (error) {
-      // A process that died before it was set up is one that died; the rest is a fault of ours.
-      if (errnoOf(error) === 'ESRCH' || errnoOf(error) === 'ENOENT') this.child.kill('SIGKILL');
-      else this.end(error);
-      await exited;
+      const result = await this.process.run();
+      this.parts.logger.debug({ job: this.attempt.name }, 'conversion process is done');
+      return result;
     } finally {
-      signal.removeEventListener('abort', abort);
-      clearTimeout(deadline);
       clearInterval(watch);
     }
-    if (this.outcome === undefined) throw await this.death();
-    if ('error' in this.outcome) throw this.outcome.error;
-    this.parts.logger.debug({ job: name }, 'conversion process is done');
-    return this.outcome.result;
-  }
-
-  private spawn(): Promise<void> {
-    const { limits, onPid } = this.attempt;
-    const heapMib = Math.max(128, Math.floor((limits.memoryBytes * HEAP_SHARE) / MIB));
-    const args = [
-      `--max-old-space-size=${heapMib}`,
-      '--disable-warning=ExperimentalWarning',
-      WORKER,
-      String(process.pid),
-      this.stagingDirectory,
-    ];
-    const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
-    this.child = child;
-    child.on('message', (message) => this.receive(message));
-    return new Promise((resolve) => {
-      child.once('exit', () => resolve());
-      child.once('error', (error) => {
-        this.end(error);
-        // A process that never began has no exit.
-        if (child.pid === undefined) resolve();
-      });
-      if (child.pid !== undefined) onPid?.(child.pid);
-    });
-  }
-
-  /** Limits first, work second. */
-  private async start(): Promise<void> {
-    const { pid } = this.child;
-    if (pid === undefined) return;
-    await this.cgroup?.add(pid);
-    os.setPriority(pid, NICENESS);
-    await fs.writeFile(`/proc/${pid}/oom_score_adj`, String(OOM_SCORE_ADJ));
-    this.send({ op: 'start', work: { ...this.attempt.work, stagingDirectory: this.stagingDirectory } });
   }
 
   private send(message: ToWorker): void {
-    // A message to a process that has just died is lost; its exit tells.
-    if (this.child.connected) this.child.send(message, () => {});
-  }
-
-  private end(error: unknown): void {
-    this.outcome ??= { error };
-    this.child.kill('SIGKILL');
+    this.process.send(message);
   }
 
   private receive(message: unknown): void {
     const parsed = fromWorkerSchema.safeParse(message);
-    if (!parsed.success) {
-      this.end(this.stopped('Internal', `its process said something unknown: ${parsed.error.issues[0]?.message ?? ''}`));
-      return;
-    }
-    if (this.outcome !== undefined) return;
-    this.act(parsed.data);
+    if (parsed.success) this.act(parsed.data);
+    else this.process.end(this.stopped('Internal', `its process said something unknown: ${parsed.error.issues[0]?.message ?? ''}`));
   }
 
   private act(message: FromWorker): void {
@@ -186,9 +131,9 @@ class Running {
     else if (message.op === 'log') onLine(message.line.slice(0, MAX_LINE_CHARS));
     else if (message.op === 'done') {
       const { op: _, ...result } = message;
-      this.outcome = { result };
+      this.process.succeed(result);
     } else if (message.op === 'failed') {
-      this.outcome = { error: AppError.fromJSON(message.error, { op: 'convert', subject: this.attempt.name }) };
+      this.process.fail(AppError.fromJSON(message.error, { op: 'convert', subject: this.attempt.name }));
     } else {
       this.answer(message.question).then(
         (answer) => this.send({ op: 'answer', id: message.id, ...answer }),
@@ -213,9 +158,9 @@ class Running {
   private watchStaging(): void {
     this.parts.staging.complaint(this.attempt.name).then(
       (complaint) => {
-        if (complaint !== undefined) this.end(this.stopped('ResourceExhausted', complaint));
+        if (complaint !== undefined) this.process.end(this.stopped('ResourceExhausted', complaint));
       },
-      (error: unknown) => this.end(this.stopped('Internal', `its staging directory cannot be measured: ${describeError(error)}`)),
+      (error: unknown) => this.process.end(this.stopped('Internal', `its staging directory cannot be measured: ${describeError(error)}`)),
     );
   }
 
@@ -224,14 +169,12 @@ class Running {
     return new AppError(code, { op: 'convert', subject: `${work.host}/${work.repository}:${work.tag}`, what });
   }
 
-  private async death(): Promise<AppError> {
+  private death({ ranOutOfMemory, how }: WorkerDeath): AppError {
     const { work, limits } = this.attempt;
-    const subject = `${work.host}/${work.repository}:${work.tag}`;
-    if ((await this.cgroup?.ranOutOfMemory()) === true) {
+    if (ranOutOfMemory) {
       return this.stopped('ResourceExhausted', `it needs more than ${limits.memoryBytes} bytes of memory (convert.memory_bytes)`);
     }
-    const { exitCode, signalCode } = this.child;
-    return new ProcessDied(subject, `its process ended (${signalCode ?? `exit ${exitCode}`}) without a word`);
+    return new ProcessDied(`${work.host}/${work.repository}:${work.tag}`, `its process ended (${how}) without a word`);
   }
 }
 

@@ -8,8 +8,8 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { sha256 } from '../../base/digest.ts';
-import { errnoOf } from '../../base/errors.ts';
+import { sha256 } from '../base/digest.ts';
+import { errnoOf } from '../base/errors.ts';
 
 export type Controller = 'cpu' | 'memory';
 const CONTROLLERS: readonly Controller[] = ['cpu', 'memory'];
@@ -86,9 +86,9 @@ export class JobCgroup {
   }
 }
 
-/** The name of a control plane's cgroups: its own, told by the product's root directory. */
-export function cgroupNameOf(rootDir: string): string {
-  return `overlaybd-convert-${sha256(rootDir).slice(7, 15)}`;
+/** The name of a control plane's cgroups for one kind of work: its own, told by the product's root directory. */
+export function cgroupNameOf(work: 'convert' | 'cache', rootDir: string): string {
+  return `overlaybd-${work}-${sha256(rootDir).slice(7, 15)}`;
 }
 
 /** The cgroups of one control plane. */

@@ -1,8 +1,8 @@
 /** Cgroups of either version: which files get which values. A directory stands for the kernel's where this machine lacks the version. */
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { CgroupParent, findHierarchies, parseCgroupMounts } from '../../../../../plugin/convert/jobs/cgroup.ts';
-import { Scratch } from '../../../../support/scratch.ts';
+import { CgroupParent, findHierarchies, parseCgroupMounts } from '../../../../plugin/kernel/cgroup.ts';
+import { Scratch } from '../../../support/scratch.ts';
 
 let scratch: Scratch;
 beforeEach(async () => {
