@@ -12,9 +12,18 @@ import { DEPENDENCIES_0003 } from './migrations/0003-dependencies.ts';
 import { API_TOKENS_0004 } from './migrations/0004-api-tokens.ts';
 import { PODS_0005 } from './migrations/0005-pods.ts';
 import { CONVERT_MEASURES_0006 } from './migrations/0006-convert-measures.ts';
+import { CACHES_0007 } from './migrations/0007-caches.ts';
 
 /** In order; the index plus one is the schema's version (`PRAGMA user_version`). Forward only. */
-const MIGRATIONS: readonly string[] = [SNAPSHOTS_0001, CONVERT_0002, DEPENDENCIES_0003, API_TOKENS_0004, PODS_0005, CONVERT_MEASURES_0006];
+const MIGRATIONS: readonly string[] = [
+  SNAPSHOTS_0001,
+  CONVERT_0002,
+  DEPENDENCIES_0003,
+  API_TOKENS_0004,
+  PODS_0005,
+  CONVERT_MEASURES_0006,
+  CACHES_0007,
+];
 
 /** Another process (a backup, a person with sqlite3) may hold the lock this long before a call fails. */
 const BUSY_TIMEOUT_MS = 5_000;

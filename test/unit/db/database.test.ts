@@ -4,6 +4,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { getTableConfig } from 'drizzle-orm/sqlite-core';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { imageCacheClock, imageCacheEvents, imageCacheImages, imageCaches, imageCacheTokens } from '../../../db/cache-schema.ts';
 import {
   convertDeliveries,
   convertJobLog,
@@ -30,6 +31,11 @@ afterEach(async () => {
 });
 
 test.each([
+  imageCaches,
+  imageCacheImages,
+  imageCacheEvents,
+  imageCacheTokens,
+  imageCacheClock,
   snapshots,
   resolutions,
   events,
