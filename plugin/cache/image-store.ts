@@ -61,14 +61,13 @@ export interface PrepareOptions {
   readonly workerName: string;
   /** Bytes that the image may take; more is ResourceExhausted with `details.neededBytes` and `details.limitBytes`. */
   readonly reservationBytes: number;
-  /** May be called often. */
-  onProgress(progress: PrepareProgress): void;
   /**
-   * Given for flash caches: called once, as soon as a pod can start from the image although it is not whole; the promise goes on to the
-   * whole. `progress` of what a start needs is told by `onUsableProgress`.
+   * `usable` (flash caches): resolves as soon as a pod can start from the image although it is not whole, reads of the rest going to the
+   * registry; a second call with `whole` follows. Metadata and pins are as for `whole`. No reader notices the passage.
    */
-  readonly onUsable?: () => void;
-  readonly onUsableProgress?: (progress: PrepareProgress) => void;
+  readonly until: 'usable' | 'whole';
+  /** Of what `until` asks for. May be called often. */
+  onProgress(progress: PrepareProgress): void;
   /** Something worth an event: a phase, an endpoint that does not answer, what was reused. Never a secret. */
   onNote(note: PrepareNote): void;
 }
@@ -90,7 +89,7 @@ export interface ImageStore {
   /** Asks the registry. Bounded: at most a few requests, each with a deadline. NotFound, Unauthenticated … as the registry says. */
   resolve(reference: string, access: ImageAccess, signal: AbortSignal): Promise<ResolvedImage>;
   /**
-   * Resolves when the image is Ready for the cache: every blob whole in the store with its digest verified by reading it back, pinned for
+   * Resolves when the image is Ready for the cache (see `until`): every blob whole in the store, its digest verified by reading, pinned for
    * the cache; containerd has manifest, config, image record and snapshots under the cache's lease. An image that is so already is
    * looked at and nothing is fetched. After a rejection nothing needs to be left; `release` removes what is.
    */

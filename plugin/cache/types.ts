@@ -297,7 +297,7 @@ export interface CacheService {
    */
   autoCreate(request: AutoCreateRequest): Promise<ImageCache>;
   usage(): CacheUsage;
-  /** Caches that hold an image of this reference, index, manifest or config digest whole. Constant time. */
+  /** Caches that hold or build an image of this reference, index, manifest or config digest (image id). Constant time. */
   usersOf(referenceOrDigest: string): readonly string[];
   /** True when {@link usersOf} is not empty: collectors must leave the image alone. */
   isPinned(referenceOrDigest: string): boolean;
