@@ -27,7 +27,7 @@ function isServed(socketPath: string): Promise<boolean> {
 }
 
 /** Removes a socket that a dead server left. Throws FailedPrecondition if it is alive. */
-async function removeStaleSocket(socketPath: string): Promise<void> {
+export async function removeStaleSocket(socketPath: string): Promise<void> {
   if (await isServed(socketPath)) {
     throw new AppError('FailedPrecondition', { op: 'listen', subject: socketPath, what: 'another process serves on this socket' });
   }
