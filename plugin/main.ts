@@ -2,7 +2,7 @@
  * The sidecar: the control-plane process. Started by the keeper, which probes it; containers do not notice when it is replaced.
  *
  * Usage: main [--config FILE]
- * SIGTERM, or the keeper's `stop`, ends it in order and leaves mounts alone unless told otherwise; the keeper's death ends it too.
+ * SIGTERM, or the keeper's `stop`, ends it in order and leaves mounts alone unless told otherwise; the keeper's death kills it.
  */
 import fs from 'node:fs';
 import { flushCompileCache } from 'node:module';
@@ -16,6 +16,7 @@ import type { FromKeeper, ToKeeper } from './base/keeper-protocol.ts';
 import { createLogger, type Logger } from './base/log.ts';
 import { BlockdClient } from './blockd/client.ts';
 import { checkIdmappedLowers, listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
+import { dieWithParent } from './kernel/process.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
 import { startConversion } from './main/convert.ts';
 import { createImageResolver } from './main/image-resolver.ts';
@@ -89,6 +90,9 @@ function tellKeeper(message: ToKeeper): void {
 }
 
 async function main(): Promise<void> {
+  // Also when it hangs: another one starts with the next keeper.
+  if (!dieWithParent(process.ppid)) process.exit(1);
+  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
   const { values } = parseArgs({ options: { config: { type: 'string' } } });
   const config = loadConfig(values.config);
   const logger = createLogger('sidecar', config.log.level);
@@ -136,7 +140,6 @@ async function main(): Promise<void> {
   process.on('SIGINT', () => {
     if (!process.connected) stop(false);
   });
-  process.on('disconnect', () => stop(false));
   process.on('message', (message: FromKeeper) => {
     if (message.op === 'ping') tellKeeper({ op: 'pong', id: message.id });
     else if (message.op === 'stop') stop(message.unmount);

@@ -17,6 +17,7 @@ import { createLogger, type Logger } from '../base/log.ts';
 import { ChunkStore } from '../file/store/chunk-store.ts';
 import { FusePool } from '../fuse/pool.ts';
 import { loadCodec } from '../kernel/codecs.ts';
+import { lockForLife } from '../kernel/file-lock.ts';
 import { listMountPoints, unmountDevice } from '../kernel/mount-device.ts';
 import { dieWithParent } from '../kernel/process.ts';
 import { ChunkVerifier } from './chunk-verifier.ts';
@@ -33,6 +34,9 @@ import type { DataPlaneStats } from './stats.ts';
 /** A read from local bytes takes far less; a worker silent for this long is spinning or stuck, and another process does better. */
 const WORKER_STUCK_MS = 3000;
 const WORKER_LOOK_MS = 500;
+
+/** The keeper gives up a start after 3.5 s and tries again. */
+const PREDECESSOR_LIMIT_MS = 3000;
 
 /** What is undone at an ordered stop may take this long; the keeper kills at its own limit. */
 const CLOSE_LIMIT_MS = 700;
@@ -56,6 +60,9 @@ async function main(): Promise<void> {
   const { values } = parseArgs({ options: { config: { type: 'string' } } });
   const config = loadConfig(values.config);
   const log = createLogger('blockd', config.log.level);
+  // Whoever served these devices before is gone then: what a dying thread takes from a connection after the kernel was asked to repeat
+  // everything would never be answered.
+  await lockForLife(path.join(config.paths.run, 'blockd.lock'), AbortSignal.timeout(PREDECESSOR_LIMIT_MS));
   const clock = systemClock;
   const events = new EventRing(clock);
   const storeDir = path.join(config.paths.root, 'store');

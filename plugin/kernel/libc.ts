@@ -107,6 +107,7 @@ export const libc = {
     flags: number,
   ) => number,
   poll: lib.func('int poll(void *fds, unsigned long count, int timeout)') as (fds: Uint8Array, count: number, timeoutMs: number) => number,
+  flock: lib.func('int flock(int fd, int operation)') as (fd: number, operation: number) => number,
   fcntl: lib.func('int fcntl(int fd, int command, ...)') as (fd: number, command: number, type: string, value: number) => number,
   /** Gives free memory at the end of all arenas, and whole free pages within them, back to the kernel. */
   mallocTrim: lib.func('int malloc_trim(size_t pad)') as (pad: number) => number,

@@ -1,17 +1,14 @@
 /**
  * A stand-in for systemd, as far as the keeper knows it: a Type=notify service with a descriptor store, started again when it ends
- * unexpectedly, after the rest of its processes was killed (KillMode=mixed), and killed when its watchdog is not fed. Processes belong
- * to the service when they carry its INVOCATION_ID, which stands for the control group.
+ * unexpectedly, whatever else of it still runs (KillMode=process), and killed when its watchdog is not fed.
  * Source: sd_notify(3), sd_listen_fds(3), systemd.service(5), systemd.kill(5).
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, openSync, rmSync } from 'node:fs';
 import koffi from 'koffi';
-import { errnoOf } from '../../plugin/base/errors.ts';
 import { ERRNO, lastErrno, libc, systemCallError } from '../../plugin/kernel/libc.ts';
-import { killPid, readTail } from './process.ts';
+import { readTail } from './process.ts';
 import { waitFor } from './wait.ts';
 
 const bind = koffi.load('libc.so.6').func('int bind(int fd, void *address, uint32_t length)') as (
@@ -66,7 +63,6 @@ export class ServiceManager implements AsyncDisposable {
   private readonly looks: NodeJS.Timeout;
   private store: Stored[] = [];
   private child: ChildProcess | undefined;
-  private invocation = '';
   private lastFedMs = 0;
   private isWanted = true;
   private how: string | undefined;
@@ -114,7 +110,7 @@ export class ServiceManager implements AsyncDisposable {
     this.child?.kill(signal);
   }
 
-  /** `systemctl restart`: SIGTERM, everything left is killed, and a new main process gets what is in the store. */
+  /** `systemctl restart`: SIGTERM, and a new main process gets what is in the store. */
   async restart(timeoutMs = 60_000): Promise<void> {
     this.isWanted = false;
     await this.end('SIGTERM', timeoutMs);
@@ -141,7 +137,6 @@ export class ServiceManager implements AsyncDisposable {
 
   private async run(): Promise<void> {
     const { command, args, env, cwd, logPath, socketPath, watchdogMs } = this.options;
-    this.invocation = randomBytes(16).toString('hex');
     const log = openSync(logPath, 'a');
     try {
       // The shell becomes the service, so that LISTEN_PID is its pid.
@@ -151,7 +146,6 @@ export class ServiceManager implements AsyncDisposable {
         env: {
           ...env,
           NOTIFY_SOCKET: socketPath,
-          INVOCATION_ID: this.invocation,
           ...(watchdogMs === undefined ? {} : { WATCHDOG_USEC: String(watchdogMs * 1000) }),
           ...(this.store.length === 0
             ? {}
@@ -176,7 +170,6 @@ export class ServiceManager implements AsyncDisposable {
     this.how = how;
     if (!this.isWanted) return;
     this.restarting = (async () => {
-      await this.killRest();
       const delayMs = this.options.restartDelayMs ?? 100;
       await new Promise((resolve) => setTimeout(resolve, delayMs));
       if (!this.isWanted) return;
@@ -198,22 +191,6 @@ export class ServiceManager implements AsyncDisposable {
       await exited;
       clearTimeout(timer);
     }
-    await this.killRest();
-  }
-
-  /** Kills what is left of the service. */
-  private async killRest(): Promise<void> {
-    const mark = `INVOCATION_ID=${this.invocation}`;
-    const left: number[] = [];
-    for (const name of readdirSync('/proc')) {
-      if (!/^[0-9]+$/.test(name)) continue;
-      try {
-        if (readFileSync(`/proc/${name}/environ`, 'latin1').includes(mark)) left.push(Number(name));
-      } catch (error) {
-        if (!['ENOENT', 'ESRCH', 'EACCES'].includes(errnoOf(error) ?? '')) throw error;
-      }
-    }
-    await Promise.all(left.map((pid) => killPid(pid)));
   }
 
   /** Takes what the service said, and looks after the watchdog and the stored descriptors. */

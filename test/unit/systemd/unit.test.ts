@@ -91,7 +91,7 @@ describe('systemd unit', () => {
   it('notifies, keeps descriptors, reloads by SIGHUP and leaves the order of ending to the keeper', () => {
     expect(service('Type')).toBe('notify');
     expect(service('NotifyAccess')).toBe('main');
-    expect(service('KillMode')).toBe('mixed');
+    expect(service('KillMode')).toBe('process');
     expect(service('ExecReload')).toBe('/bin/kill -HUP $MAINPID');
     expect(service('Restart')).toBe('always');
     expect(service('OOMScoreAdjust')).toBe('-999');
