@@ -37,6 +37,8 @@ export const imageCaches = sqliteTable(
     matchCount: integer('match_count').notNull(),
     createdUs: integer('created_us').notNull(),
     updatedUs: integer('updated_us').notNull(),
+    /** When it first became Ready; null: never yet. */
+    servedUs: integer('served_us'),
     matchedUs: integer('matched_us'),
     failedUs: integer('failed_us'),
     /** Set: gone for everybody; kept for a day, so that a second deletion is answered as the first. */

@@ -22,6 +22,7 @@ CREATE TABLE image_caches (
   match_count INTEGER NOT NULL,
   created_us INTEGER NOT NULL,
   updated_us INTEGER NOT NULL,
+  served_us INTEGER,
   matched_us INTEGER,
   failed_us INTEGER,
   deleted_us INTEGER

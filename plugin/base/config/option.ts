@@ -254,6 +254,23 @@ export function optionalLabel(o: { reason: string }): Option<string | undefined>
   };
 }
 
+const NAMESPACE = /^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,74}[A-Za-z0-9])?$/;
+
+/** A containerd namespace. */
+export function namespace(o: { default: string; reason: string }): Option<string> {
+  return {
+    unit: 'name',
+    fallback: o.default,
+    fallbackText: quoted(o.default),
+    range: '1 – 76 letters, digits, _ . -',
+    reason: o.reason,
+    schema: checkedText((value) =>
+      typeof value === 'string' && NAMESPACE.test(value) ? undefined : `${shown(value)} is not 1 to 76 letters, digits, _ . -`,
+    ),
+    isDuration: false,
+  };
+}
+
 const HOST_PORT = /^(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(?::(\d{1,5}))?$/;
 
 function hostProblem(value: unknown, isPortNeeded: boolean): string | undefined {
