@@ -8,6 +8,7 @@ import { AppError } from '../base/errors.ts';
 import type { BlobSource, DeviceSpec } from '../file/device-spec.ts';
 import type { DeviceStatus } from './devices.ts';
 import type { DataPlaneEvent } from './events.ts';
+import type { PinStatus } from './pins.ts';
 import type { DataPlaneStats } from './stats.ts';
 
 /** An answer is a list of devices at most: 4096 of them, 1 KiB each. */
@@ -49,6 +50,39 @@ export class BlockdClient {
     return (await this.insist('POST', '/fill', source.digest, signal, source)) as { path: string; fetchedBytes: number };
   }
 
+  /** Makes these the blobs that an owner pins; see Pins.set. */
+  async pin(owner: string, blobs: readonly BlobSource[], signal: AbortSignal): Promise<void> {
+    await this.insist('PUT', `/pins/${owner}`, owner, signal, blobs);
+  }
+
+  /** Makes a pinned blob whole and checks its digest. */
+  async fillPinned(owner: string, source: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }> {
+    return (await this.insist('POST', `/pins/${owner}/fill`, source.digest, signal, source)) as { path: string; fetchedBytes: number };
+  }
+
+  /** Bytes here of the blobs that {@link fillPinned} was asked for; starts again at 0 when blockd is replaced. */
+  async filledBytes(owner: string, signal: AbortSignal): Promise<number> {
+    return ((await this.call('GET', `/pins/${owner}/filled`, owner, signal)) as { bytes: number }).bytes;
+  }
+
+  async pinned(owner: string, signal: AbortSignal): Promise<PinStatus> {
+    return (await this.insist('GET', `/pins/${owner}`, owner, signal)) as PinStatus;
+  }
+
+  async pinOwners(signal: AbortSignal): Promise<string[]> {
+    return (await this.insist('GET', '/pins', 'pins', signal)) as string[];
+  }
+
+  /** Lets go of what an owner pins; an unknown owner is no error. */
+  async unpin(owner: string, signal: AbortSignal): Promise<void> {
+    await this.insist('DELETE', `/pins/${owner}`, owner, signal);
+  }
+
+  /** Of these digests, those of which a whole and verified blob is on disk. */
+  async wholeOf(digests: readonly string[], signal: AbortSignal): Promise<string[]> {
+    return (await this.insist('POST', '/whole', 'blobs', signal, digests)) as string[];
+  }
+
   async stats(signal: AbortSignal): Promise<DataPlaneStats> {
     return (await this.call('GET', '/stats', 'stats', signal)) as DataPlaneStats;
   }
@@ -82,7 +116,7 @@ export class BlockdClient {
   }
 
   private async call(
-    method: 'GET' | 'POST' | 'DELETE',
+    method: 'GET' | 'POST' | 'PUT' | 'DELETE',
     path: string,
     subject: string,
     signal: AbortSignal,

@@ -2,24 +2,34 @@
 import fs from 'node:fs';
 import http from 'node:http';
 import { getRequestListener } from '@hono/node-server';
-import { Hono } from 'hono';
+import { type Context, Hono } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
+import { z } from 'zod';
 import { AppError, describeError, ERROR_STATUS } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { blobSourceSchema } from '../file/device-spec.ts';
 import type { Devices } from './devices.ts';
 import type { EventRing } from './events.ts';
 import type { Fills } from './fills.ts';
+import { MAX_PINNED_BLOBS, ownerSchema } from './pin-files.ts';
+import type { Pins } from './pins.ts';
 import { parseDeviceSpec } from './spec-files.ts';
 import type { DataPlaneStats } from './stats.ts';
 
-/** A spec of 255 layers is far smaller. */
+/** A spec of 255 layers is far smaller, and the pins of a cache are a few hundred bytes each. */
 const MAX_BODY_BYTES = 4 * 1024 * 1024;
+
+/** Digests in one question. */
+const MAX_DIGESTS = 10_000;
+
+const blobsSchema = z.array(blobSourceSchema).max(MAX_PINNED_BLOBS);
+const digestsSchema = z.array(z.string().max(128)).max(MAX_DIGESTS);
 
 export interface ControlServices {
   devices: Devices;
   fills: Fills;
+  pins: Pins;
   events: EventRing;
   stats(): Promise<DataPlaneStats>;
   log: Logger;
@@ -27,7 +37,7 @@ export interface ControlServices {
 
 /** The routes; `signal` of a request is aborted when the caller hangs up. */
 export function createControlApp(services: ControlServices): Hono {
-  const { devices, fills, events } = services;
+  const { devices, fills, pins, events } = services;
   const app = new Hono();
   app.use(bodyLimit({ maxSize: MAX_BODY_BYTES }));
   app.get('/ping', (c) => c.json({ ok: true }));
@@ -38,12 +48,20 @@ export function createControlApp(services: ControlServices): Hono {
     return c.json({});
   });
   app.get('/devices', (c) => c.json(devices.list()));
-  app.post('/fill', async (c) => {
-    const source = blobSourceSchema.safeParse(await c.req.json());
-    if (!source.success)
-      throw new AppError('InvalidArgument', { op: 'fill', subject: 'request', what: source.error.message.slice(0, 500) });
-    return c.json(await fills.fetchWhole(source.data, c.req.raw.signal));
+  app.post('/fill', async (c) => c.json(await fills.fetchWhole(await bodyOf(c, blobSourceSchema), c.req.raw.signal)));
+  app.get('/pins', (c) => c.json(pins.list()));
+  app.get('/pins/:owner', async (c) => c.json(await pins.status(ownerOf(c))));
+  app.put('/pins/:owner', async (c) => {
+    await pins.set(ownerOf(c), await bodyOf(c, blobsSchema));
+    return c.json({});
   });
+  app.post('/pins/:owner/fill', async (c) => c.json(await pins.fill(ownerOf(c), await bodyOf(c, blobSourceSchema), c.req.raw.signal)));
+  app.get('/pins/:owner/filled', (c) => c.json({ bytes: pins.filledBytes(ownerOf(c)) }));
+  app.delete('/pins/:owner', async (c) => {
+    await pins.release(ownerOf(c));
+    return c.json({});
+  });
+  app.post('/whole', async (c) => c.json(await pins.wholeOf(await bodyOf(c, digestsSchema))));
   app.get('/stats', async (c) => c.json(await services.stats()));
   app.get('/events', (c) => c.json(events.since(Number(c.req.query('since') ?? 0))));
   app.onError((error, c) => {
@@ -53,6 +71,20 @@ export function createControlApp(services: ControlServices): Hono {
     return c.json(failure.toJSON(), ERROR_STATUS[failure.code].http as ContentfulStatusCode);
   });
   return app;
+}
+
+function checked<T>(value: unknown, schema: z.ZodType<T>, subject: string): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  throw new AppError('InvalidArgument', { op: 'read control request', subject, what: result.error.message.slice(0, 500) });
+}
+
+async function bodyOf<T>(c: Context, schema: z.ZodType<T>): Promise<T> {
+  return checked(await c.req.json(), schema, c.req.path);
+}
+
+function ownerOf(c: Context): string {
+  return checked(c.req.param('owner'), ownerSchema, c.req.path);
 }
 
 /** Listens on `socketPath`, which only root can open; replaces what a dead predecessor left there. */

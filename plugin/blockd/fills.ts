@@ -10,6 +10,12 @@ import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
 /** Asked for at once: sixteen requests of a stream. */
 const STEP_BYTES = 16 * FETCH_STREAM_BYTES;
 
+/**
+ * The scheduler checks what is complete as well, and takes wrong bytes away; asked again, it fetches the whole once more, and then says that
+ * the registry's bytes are wrong.
+ */
+const ATTEMPTS = 3;
+
 /** How long a fetched blob is safe from eviction, so that the caller can read it. */
 const HOLD_MS = 10 * 60_000;
 
@@ -26,16 +32,24 @@ export async function fetchAndVerify(
   signal: AbortSignal,
 ): Promise<void> {
   if (handle.isVerified) return;
-  const { digest, sizeBytes } = handle.source;
-  for (let offsetBytes = 0; offsetBytes < sizeBytes; offsetBytes += STEP_BYTES) {
-    const lengthBytes = Math.min(STEP_BYTES, sizeBytes - offsetBytes);
-    await parts.scheduler.ensure(handle, [{ offsetBytes, lengthBytes }], 'fill', signal);
+  const { digest } = handle.source;
+  let outcome: Awaited<ReturnType<ChunkStore['verifyComplete']>> = 'incomplete';
+  for (let attempt = 1; outcome === 'incomplete' && attempt <= ATTEMPTS; attempt += 1) {
+    await fetchAll(parts.scheduler, handle, signal);
+    outcome = await parts.store.verifyComplete(handle, signal);
   }
-  const outcome = await parts.store.verifyComplete(handle, signal);
   if (outcome === 'corrupt')
     throw new AppError('DataLoss', { op: 'verify blob', subject: digest, what: 'its bytes do not have this digest' });
   if (outcome === 'incomplete')
     throw new AppError('ResourceExhausted', { op: 'fetch whole blob', subject: digest, what: 'the store has no room for it' });
+}
+
+async function fetchAll(scheduler: FetchScheduler, handle: BlobHandle, signal: AbortSignal): Promise<void> {
+  const { sizeBytes } = handle.source;
+  for (let offsetBytes = 0; offsetBytes < sizeBytes; offsetBytes += STEP_BYTES) {
+    const lengthBytes = Math.min(STEP_BYTES, sizeBytes - offsetBytes);
+    await scheduler.ensure(handle, [{ offsetBytes, lengthBytes }], 'fill', signal);
+  }
 }
 
 export class Fills {

@@ -28,6 +28,8 @@ import type { FetchRange } from './fetch/fetch-types.ts';
 import { Fills } from './fills.ts';
 import { watchIdleMemory } from './idle-memory.ts';
 import { KeeperLink } from './keeper-link.ts';
+import { PinFiles } from './pin-files.ts';
+import { Pins } from './pins.ts';
 import { SpecFiles } from './spec-files.ts';
 import type { DataPlaneStats } from './stats.ts';
 
@@ -106,6 +108,8 @@ async function main(): Promise<void> {
     },
   });
   const fills = new Fills({ store, scheduler, clock });
+  const pinFiles = new PinFiles(path.join(config.paths.root, 'pins'), log);
+  const pins = new Pins({ store, scheduler, files: pinFiles, budgetBytes: config.store.budgetBytes, log });
 
   let isStopping = false;
   const stop = async (unmount: boolean): Promise<void> => {
@@ -147,6 +151,8 @@ async function main(): Promise<void> {
     logLinesPerMinute: config.log.deviceLinesPerMinute,
     verify: config.verify,
   });
+  // Nothing may be evicted before it is known what is pinned.
+  await pins.restore();
   await devices.restore();
   const stats = async (): Promise<DataPlaneStats> => ({
     pid: process.pid,
@@ -158,7 +164,7 @@ async function main(): Promise<void> {
     residentBytes: process.memoryUsage.rss(),
   });
   const { createControlApp, listenControl } = await import('./control.ts');
-  await listenControl(createControlApp({ devices, fills, events, stats, log }), path.join(config.paths.run, 'blockd.sock'));
+  await listenControl(createControlApp({ devices, fills, pins, events, stats, log }), path.join(config.paths.run, 'blockd.sock'));
 
   setInterval(() => {
     const silentMs = pool.longestSilenceMs();

@@ -6,8 +6,9 @@
 import { randomBytes } from 'node:crypto';
 import type { Digest } from '../../base/digest.ts';
 import { errnoOf } from '../../base/errors.ts';
+import { MAX_BLOB_BYTES } from '../../base/limits.ts';
 import { decodeMap, encodeHeader, headerBlobBytes, headerDamage, MAP_LIFE_BYTES, MAP_SECTOR_BYTES, mapBytesOf } from './blob-map.ts';
-import { type Presence, UNIT_DURABLE, UNIT_PRESENT } from './presence.ts';
+import { type Presence, UNIT_DURABLE, UNIT_PRESENT, unitCountOf } from './presence.ts';
 import type { StoreFs } from './store-fs.ts';
 
 export const dataPath = (dir: string): string => `${dir}/data`;
@@ -110,6 +111,26 @@ export async function blobDirDamage(fs: StoreFs, dir: string, digest: Digest): P
   const data = await fs.lstat(dataPath(dir));
   if (!data.isFile || data.sizeBytes !== sizeBytes) return `the data has ${data.sizeBytes} bytes instead of ${sizeBytes}`;
   return undefined;
+}
+
+/** True when the directory holds every unit of the blob and says that its digest was checked. Nothing there is no error. */
+export async function isWholeBlobDir(fs: StoreFs, dir: string, digest: Digest): Promise<boolean> {
+  const bytes = await unlessMissing(
+    withFile(fs, mapPath(dir), 'read', async (fd) => {
+      const { sizeBytes } = await fs.fstat(fd);
+      if (sizeBytes < MAP_SECTOR_BYTES || sizeBytes > mapBytesOf(MAX_BLOB_BYTES)) return new Uint8Array();
+      const target = new Uint8Array(sizeBytes);
+      await readAll(fs, fd, target);
+      return target;
+    }),
+  );
+  if (bytes === undefined || bytes.length === 0 || headerDamage(bytes.subarray(0, MAP_SECTOR_BYTES), digest) !== undefined) return false;
+  const sizeBytes = headerBlobBytes(bytes);
+  let presentUnits = 0;
+  const map = decodeMap(bytes, digest, sizeBytes, () => {
+    presentUnits += 1;
+  });
+  return typeof map !== 'string' && map.isWhole && presentUnits === unitCountOf(sizeBytes);
 }
 
 /** Opens, works, closes. */

@@ -22,6 +22,11 @@ export function blobKeyOf(source: BlobSource): string {
   return `${source.digest}.${hash('sha256', witness, 'hex').slice(0, 16)}`;
 }
 
+/** The digest in a stored blob's key. */
+export function digestOfKey(key: string): Digest {
+  return key.slice(0, key.indexOf('.')) as Digest;
+}
+
 /** The directory name of a stored blob's key. */
 export function directoryOfKey(key: string): string {
   return key.slice('sha256:'.length);

@@ -4,7 +4,7 @@
  *   <root>/blobs/sha256/<hex>.<witness>/{data,map}       (blob-key.ts)
  *
  *   absent ──acquire──► open (referenced) ──last release──► closing ──► idle (on disk, evictable) ──acquire──► open
- *                                                                        └──evict──► absent
+ *                                                                        └──evict──► absent      (not while it is pinned)
  *
  * Every byte under the root is in the ledger. Room is reserved before a fetch; idle blobs go, least recently used first, when there is
  * none; referenced ones never. When bytes cannot be kept, they stay in a bounded memory cache and reads go on. Main thread of one
@@ -82,6 +82,7 @@ export class ChunkStore {
   private readonly verifyLock = new Mutex();
   private readonly closings = new Set<Promise<void>>();
   private readonly unreferencedListeners: ((blobId: number) => void)[] = [];
+  private readonly removedListeners: ((key: string) => void)[] = [];
   private readonly stop = new AbortController();
   private nextId = 1;
   private presenceBytes = 0;
@@ -114,7 +115,7 @@ export class ChunkStore {
   async acquire(source: BlobSource): Promise<BlobHandle> {
     // A path may hold another blob tomorrow, while the file of today is still read.
     const key = blobKeyOf(source);
-    const isNew = source.localPath === undefined && !this.openBlobs.has(key) && !this.tree.isIdle(key);
+    const isNew = source.localPath === undefined && !this.openBlobs.has(key) && !this.tree.isUnused(key);
     const early = isNew ? await this.reserve(NEW_BLOB_BYTES) : undefined;
     try {
       return await this.keys.run(key, async () => {
@@ -170,9 +171,47 @@ export class ChunkStore {
       if (blob.busy > 0) return;
       await this.forget(blob);
       if (blob.diskBytes > 0) this.tree.put(blob.key, blob.diskBytes);
+      await this.removeIfDoomed(blob.key);
     });
     this.closings.add(closing);
     closing.finally(() => this.closings.delete(closing));
+  }
+
+  /** Keeps a blob from eviction, whether or not it is on disk or in use; until {@link unpin}, or the end of the process. */
+  pin(source: BlobSource): void {
+    this.tree.pin(blobKeyOf(source));
+  }
+
+  /** Ends a pin, if there is one: the blob is removed, now or when its last user goes (see {@link onRemoved}). Not for one that others want pinned. */
+  async unpin(source: BlobSource): Promise<void> {
+    const key = blobKeyOf(source);
+    this.tree.unpin(key);
+    await this.keys.run(key, async () => {
+      if (!this.openBlobs.has(key)) await this.removeIfDoomed(key);
+    });
+  }
+
+  /** What a blob takes on disk, as the ledger knows it. */
+  diskBytesOf(source: BlobSource): number {
+    const key = blobKeyOf(source);
+    return this.openBlobs.get(key)?.diskBytes ?? this.tree.bytesOf(key) ?? 0;
+  }
+
+  /** Of these digests, those of which a whole and verified blob is on disk, whoever brought it. */
+  async wholeOf(digests: ReadonlySet<Digest>): Promise<Set<Digest>> {
+    const whole = await this.tree.wholeOf(digests);
+    for (const blob of this.openBlobs.values()) if (blob.isWhole && digests.has(blob.digest)) whole.add(blob.digest);
+    return whole;
+  }
+
+  /** Tells the keys of unpinned blobs that are not on disk any more. */
+  onRemoved(listener: (key: string) => void): void {
+    this.removedListeners.push(listener);
+  }
+
+  /** The caller holds the key, and nobody uses the blob. */
+  private async removeIfDoomed(key: string): Promise<void> {
+    if (await this.tree.removeIfDoomed(key)) for (const listener of this.removedListeners) listener(key);
   }
 
   private async forget(blob: Blob): Promise<void> {
@@ -394,7 +433,7 @@ export class ChunkStore {
     return {
       bytes: this.ledger.usedBytes,
       budgetBytes: this.ledger.budgetBytes,
-      blobs: this.openBlobs.size + this.tree.idleCount,
+      blobs: this.openBlobs.size + this.tree.unusedCount,
       reservedBytes: this.ledger.reservedBytes,
       memoryBytes: this.memory.usedBytes,
       degradedBy: this.health.degradedBy,
@@ -404,7 +443,7 @@ export class ChunkStore {
   /** The account after asking the disk about every blob. Rejects with system errors. */
   async refreshUsage(): Promise<StoreUsage> {
     for (const blob of [...this.openBlobs.values()]) await blob.refresh();
-    await this.tree.refreshIdle();
+    await this.tree.refreshUnused();
     await this.tree.refreshDirs();
     return this.usage();
   }

@@ -1,11 +1,14 @@
 /**
  * The store's directories and the blobs in them that nobody uses: least recently used first, each with its bytes on the ledger. Eviction
- * takes whole blobs.
+ * takes whole blobs, and never pinned ones.
+ *
+ *   idle ──pin──► kept (never evicted) ──unpin──► idle and doomed: goes at once, or when its last user does
  */
+import type { Digest } from '../../base/digest.ts';
 import { errnoOf } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { blobDirBytes, removeBlobDir, unlessMissing } from './blob-dir.ts';
-import { directoryOfKey } from './blob-key.ts';
+import { blobDirBytes, isWholeBlobDir, removeBlobDir, unlessMissing } from './blob-dir.ts';
+import { digestOfKey, directoryOfKey } from './blob-key.ts';
 import type { Ledger } from './ledger.ts';
 import type { KeyedMutex } from './mutex.ts';
 import { makeDirs, scanBlobs } from './scan.ts';
@@ -20,6 +23,11 @@ export class DiskTree {
   private readonly log: Logger;
   /** By key; insertion order is the order of use. The value is the blob's bytes on disk. */
   private readonly idle = new Map<string, number>();
+  /** Blobs that nobody uses and that are pinned; like `idle`. */
+  private readonly kept = new Map<string, number>();
+  private readonly pinned = new Set<string>();
+  /** Blobs that were unpinned and are still in use. */
+  private readonly doomed = new Set<string>();
   private dirBytes = 0;
 
   constructor(rootDir: string, fs: StoreFs, ledger: Ledger, log: Logger) {
@@ -30,8 +38,14 @@ export class DiskTree {
     this.log = log;
   }
 
+  /** Blobs that may be evicted. */
   get idleCount(): number {
     return this.idle.size;
+  }
+
+  /** Blobs on disk that nobody uses. */
+  get unusedCount(): number {
+    return this.idle.size + this.kept.size;
   }
 
   /** Makes the directories and takes stock. Rejects with system errors of the root itself. */
@@ -48,21 +62,64 @@ export class DiskTree {
     return `${this.blobsDir}/${directoryOfKey(key)}`;
   }
 
-  isIdle(key: string): boolean {
-    return this.idle.has(key);
+  /** True when the blob is on disk and nobody uses it. */
+  isUnused(key: string): boolean {
+    return this.bytesOf(key) !== undefined;
   }
 
-  /** Takes a blob out of the idle ones; its bytes stay on the ledger. Undefined: not on disk. */
+  /** Bytes on disk of a blob that nobody uses; undefined when there is none. */
+  bytesOf(key: string): number | undefined {
+    return this.idle.get(key) ?? this.kept.get(key);
+  }
+
+  /** Of these blobs, those on disk that nobody uses and that are whole and verified. Asks the disk about each. */
+  async wholeOf(digests: ReadonlySet<Digest>): Promise<Set<Digest>> {
+    const whole = new Set<Digest>();
+    for (const key of [...this.idle.keys(), ...this.kept.keys()]) {
+      const digest = digestOfKey(key);
+      if (!digests.has(digest) || whole.has(digest)) continue;
+      if (await isWholeBlobDir(this.fs, this.dirOf(key), digest)) whole.add(digest);
+    }
+    return whole;
+  }
+
+  /** Takes a blob out of the unused ones; its bytes stay on the ledger. Undefined: not on disk. */
   take(key: string): number | undefined {
-    const diskBytes = this.idle.get(key);
+    const diskBytes = this.bytesOf(key);
     this.idle.delete(key);
+    this.kept.delete(key);
     return diskBytes;
   }
 
   /** A blob that nobody uses any more; it is now the most recently used one. */
   put(key: string, diskBytes: number): void {
-    this.idle.delete(key);
-    this.idle.set(key, diskBytes);
+    this.take(key);
+    (this.pinned.has(key) ? this.kept : this.idle).set(key, diskBytes);
+  }
+
+  /** Keeps a blob from eviction, from now on; it need not be on disk yet. */
+  pin(key: string): void {
+    this.pinned.add(key);
+    this.doomed.delete(key);
+    const diskBytes = this.take(key);
+    if (diskBytes !== undefined) this.put(key, diskBytes);
+  }
+
+  /** Undoes {@link pin}, if there was one: the blob is to be removed when nobody uses it (see {@link removeIfDoomed}). */
+  unpin(key: string): void {
+    this.pinned.delete(key);
+    this.doomed.add(key);
+    const diskBytes = this.take(key);
+    if (diskBytes !== undefined) this.put(key, diskBytes);
+  }
+
+  /** Removes a blob that was unpinned. The caller holds its key, and nobody uses it. True: it is not on disk any more. */
+  async removeIfDoomed(key: string): Promise<boolean> {
+    if (!this.doomed.has(key)) return false;
+    await this.remove(key);
+    if (this.isUnused(key)) return false;
+    this.doomed.delete(key);
+    return true;
   }
 
   /** Removes idle blobs, oldest first, until `excess` is no longer positive or each was tried once. */
@@ -88,14 +145,16 @@ export class DiskTree {
     }
   }
 
-  /** Asks the disk about every idle blob: what a killed process left unwritten may have been given its final blocks since. */
-  async refreshIdle(): Promise<void> {
-    for (const [key, diskBytes] of [...this.idle]) {
-      const bytes = await unlessMissing(blobDirBytes(this.fs, this.dirOf(key)));
-      // Gone, taken or changed meanwhile: its new place accounts for it.
-      if (bytes === undefined || this.idle.get(key) !== diskBytes) continue;
-      this.idle.set(key, bytes);
-      this.ledger.add(bytes - diskBytes);
+  /** Asks the disk about every unused blob: what a killed process left unwritten may have been given its final blocks since. */
+  async refreshUnused(): Promise<void> {
+    for (const place of [this.idle, this.kept]) {
+      for (const [key, diskBytes] of [...place]) {
+        const bytes = await unlessMissing(blobDirBytes(this.fs, this.dirOf(key)));
+        // Gone, taken or changed meanwhile: its new place accounts for it.
+        if (bytes === undefined || place.get(key) !== diskBytes) continue;
+        place.set(key, bytes);
+        this.ledger.add(bytes - diskBytes);
+      }
     }
   }
 
