@@ -89,6 +89,16 @@ export class ConvertJobStore {
       .get();
   }
 
+  /** The newest job that made a digest. */
+  maker(host: string, repository: string, targetDigest: string): ConvertJobRow | undefined {
+    return this.database.orm
+      .select()
+      .from(convertJobs)
+      .where(and(eq(convertJobs.host, host), eq(convertJobs.repository, repository), eq(convertJobs.targetDigest, targetDigest)))
+      .orderBy(desc(convertJobs.id))
+      .get();
+  }
+
   /** Appends a line; a job's lines beyond the limit are dropped, and the last one kept says so. */
   log(jobId: number, atUs: number, message: string): void {
     const { orm } = this.database;

@@ -104,7 +104,7 @@ async function main(): Promise<void> {
     fetchWhole: (source, signal) => blockd.fetchWhole(source, signal),
     logger,
   });
-  const convert = await startConversion(config, service.database, logger);
+  const convert = await startConversion(config, service, logger);
   const services = new GatheredAdminServices({
     config,
     version,

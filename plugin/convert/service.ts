@@ -14,13 +14,15 @@ import type { Database } from '../../db/database.ts';
 import { EventStore } from '../../db/event-store.ts';
 import { NotificationStore } from '../../db/notification-store.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
+import type { Digest } from '../base/digest.ts';
 import { AppError, describeError } from '../base/errors.ts';
 import { MAX_BLOB_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
 import { CgroupParent, cgroupNameOf, findHierarchies } from '../kernel/cgroup.ts';
-import { parseReference } from '../registry/reference.ts';
+import type { RegistryClient } from '../registry/client.ts';
+import { parseReference, type Repository } from '../registry/reference.ts';
 import { DatabaseLedger } from './jobs/database-ledger.ts';
-import type { ConvertJob } from './jobs/job.ts';
+import { type ConvertJob, jobOf } from './jobs/job.ts';
 import { runAttempt } from './jobs/job-process.ts';
 import { expectedDigestOf, JobQueue } from './jobs/job-queue.ts';
 import type { JobState } from './jobs/job-states.ts';
@@ -30,6 +32,8 @@ import { Staging } from './jobs/staging.ts';
 import type { Delivery, NewNotification, Notification } from './notify/notification-rule.ts';
 import { Notifier } from './notify/notifier.ts';
 import { type ConvertRequest, layerOptionsOf } from './publish/request.ts';
+import type { Runtime } from './publish/tag-names.ts';
+import { type ImageUser, type RemovedImage, removeImage } from './remove/image-remover.ts';
 import type { ConvertRule, NewRule, RuleChange } from './rules/rule.ts';
 import { RuleBook } from './rules/rule-book.ts';
 import type { PushEvent } from './trigger/notification.ts';
@@ -43,6 +47,7 @@ export { type Delivery, type NewNotification, type Notification, newNotification
 export { type Progress, progressSchema } from './publish/progress.ts';
 export { BLOCK_KIB, COMPRESSIONS, type ConvertRequest, convertRequestSchema } from './publish/request.ts';
 export { convertToLayout, type LayoutResult, type LocalSource } from './publish/to-layout.ts';
+export type { ImageUser, RemovedImage } from './remove/image-remover.ts';
 export { type ConvertRule, type NewRule, newRuleSchema, type RuleChange, ruleChangeSchema } from './rules/rule.ts';
 export { type TagFilter, tagFilterSchema } from './rules/tag-filter.ts';
 
@@ -73,6 +78,8 @@ export interface ConvertOptions {
   stagingBytes: number;
   jobDeadlineMs: number;
   pollIntervalMs: number;
+  /** Who on this node cannot be read without a manifest; asked before one is deleted. At most `limit`. */
+  usersOf(digest: string, limit: number): readonly ImageUser[];
   /** Absent: no webhook is listened for. */
   webhook?: { address: string; secretFile: string };
   clock?: Clock;
@@ -102,6 +109,8 @@ export interface ConvertService {
   notifications(): Notification[];
   removeNotification(id: number): void;
   deliveries(options: { limit: number; before?: number }): Delivery[];
+  /** Deletes an image from its registry unless somebody here needs it; see {@link removeImage}. */
+  removeImage(reference: string, signal: AbortSignal): Promise<RemovedImage>;
   /** The port that registries tell of pushes at; undefined without a webhook. */
   readonly webhookPort: number | undefined;
   /** What does not work now, as a sentence. */
@@ -132,6 +141,7 @@ class Service implements ConvertService {
   private readonly staging: Staging;
   private readonly stack = new AsyncDisposableStack();
   private cgroups = new CgroupParent('', new Map());
+  private client!: RegistryClient;
   private poller: Poller | undefined;
   private webhook: WebhookServer | undefined;
   private listenTimer: NodeJS.Timeout | undefined;
@@ -164,6 +174,7 @@ class Service implements ConvertService {
     await this.staging.reap();
     await this.findCgroups();
     const client = this.stack.use(openRegistry(registry, logger));
+    this.client = client;
     const { pollIntervalMs: intervalMs, database } = this.options;
     this.poller = this.stack.use(
       new Poller({
@@ -269,6 +280,22 @@ class Service implements ConvertService {
 
   deliveries(options: { limit: number; before?: number }): Delivery[] {
     return this.notifier.deliveries(options);
+  }
+
+  async removeImage(reference: string, signal: AbortSignal): Promise<RemovedImage> {
+    const { client, jobStore } = this;
+    const { usersOf, logger } = this.options;
+    const runtimeOf = ({ host, repository }: Repository, digest: Digest): Runtime | undefined => {
+      const maker = jobStore.maker(host, repository, digest);
+      return maker === undefined ? undefined : jobOf(maker).request.runtime;
+    };
+    const removed = await removeImage(reference, { client, usersOf, runtimeOf }, signal);
+    const { repository, digest, tags, manifests } = removed;
+    const what = manifests.length === 0 ? `the tag ${tags[0]}` : `${manifests.length} manifests`;
+    const message = `${what} of ${digest} went by request`;
+    this.events.append({ atUs: this.clock.nowMs() * 1000, type: 'image-deleted', subject: reference, message });
+    logger.info({ repository, digest, tags, manifests }, 'image deleted');
+    return removed;
   }
 
   /** Registries repeat what was not taken, so that a listener that comes late loses nothing that they still remember. */

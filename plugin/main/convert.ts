@@ -1,15 +1,19 @@
 /** Conversion as the configuration wants it. */
-import type { Database } from '../../db/database.ts';
 import type { Config } from '../base/config/config.ts';
 import type { Logger } from '../base/log.ts';
-import { type ConvertService, startConvert } from '../convert/service.ts';
+import { type ConvertOptions, type ConvertService, startConvert } from '../convert/service.ts';
 
 /** See {@link startConvert}. */
-export function startConversion(config: Config, database: Database, logger: Logger): Promise<ConvertService> {
+export function startConversion(
+  config: Config,
+  { database, usersOf }: Pick<ConvertOptions, 'database' | 'usersOf'>,
+  logger: Logger,
+): Promise<ConvertService> {
   const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
   const { concurrency, cpus, memoryBytes, stagingBytes, jobDeadlineMs, pollIntervalMs, webhookListen, webhookSecretFile } = config.convert;
   return startConvert({
     database,
+    usersOf,
     rootDir: config.paths.root,
     registry: { hostsDir, plainHttp, responseTimeoutMs, stallTimeoutMs, ...(dockerConfig === undefined ? {} : { dockerConfig }) },
     logger,

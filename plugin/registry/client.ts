@@ -162,6 +162,11 @@ export class RegistryClient {
     await this.writer.deleteManifest(checkRepository(repository), tagOrDigest, options);
   }
 
+  /** See {@link ManifestWriter.leaveReferrers}. */
+  async leaveReferrers(repository: Repository, subject: Digest, digest: Digest, options?: CallOptions): Promise<void> {
+    await this.writer.leaveReferrers(checkRepository(repository), subject, digest, options);
+  }
+
   /** See {@link ManifestWriter.deleteBlob}. */
   async deleteBlob(repository: Repository, digest: Digest, options?: CallOptions): Promise<void> {
     await this.writer.deleteBlob(checkRepository(repository), digest, options);

@@ -118,25 +118,49 @@ export class ManifestWriter {
     });
   }
 
-  /** Adds an entry to the index under the referrers tag. Two writers may overwrite each other, so the result is read back. */
-  private async enterReferrer(
+  /** Adds an entry to the index under the referrers tag. */
+  private enterReferrer(
     endpoint: Endpoint,
     repository: Repository,
     subject: Digest,
     entry: Descriptor,
     options: CallOptions,
   ): Promise<void> {
+    return this.changeReferrers(endpoint, repository, subject, options, (present) =>
+      present.some((descriptor) => descriptor.digest === entry.digest) ? undefined : [...present, entry],
+    );
+  }
+
+  /**
+   * Takes a manifest that was deleted out of its subject's referrers tag; registries with the referrers API have none, and nothing is done.
+   * Throws Conflict when other writers keep replacing the list, and the errors of any request.
+   */
+  async leaveReferrers(repository: Repository, subject: Digest, digest: Digest, options: CallOptions = {}): Promise<void> {
+    const endpoint = await pushEndpoint(this.hosts, repository);
+    await this.changeReferrers(endpoint, repository, subject, options, (present) =>
+      present.some((descriptor) => descriptor.digest === digest) ? present.filter((descriptor) => descriptor.digest !== digest) : undefined,
+    );
+  }
+
+  /** Changes the list until `change` has nothing to change. Two writers may overwrite each other, so the result is read back. */
+  private async changeReferrers(
+    endpoint: Endpoint,
+    repository: Repository,
+    subject: Digest,
+    options: CallOptions,
+    change: (present: readonly Descriptor[]) => readonly Descriptor[] | undefined,
+  ): Promise<void> {
     const tag = referrersTag(subject);
-    for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt += 1) {
+    for (let attempt = 0; ; attempt += 1) {
       const index = await this.readReferrers(endpoint, repository, tag, options);
-      if (index.manifests.some((descriptor) => descriptor.digest === entry.digest)) return;
-      const bytes = encodeManifest({ ...index, manifests: [...index.manifests, entry] });
+      const manifests = change(index.manifests);
+      if (manifests === undefined) return;
+      if (attempt === MAX_ATTEMPTS) break;
+      const bytes = encodeManifest({ ...index, manifests });
       await this.put(endpoint, repository, tag, bytes, MEDIA_TYPE.ociIndex, sha256(bytes), options);
     }
-    const index = await this.readReferrers(endpoint, repository, tag, options);
-    if (index.manifests.some((descriptor) => descriptor.digest === entry.digest)) return;
     throw new AppError('Conflict', {
-      op: 'enter referrer',
+      op: 'change referrers',
       subject: `${formatRepository(repository)}:${tag}`,
       what: `other writers replaced the list ${MAX_ATTEMPTS} times`,
       retryAfterMs: 1000,

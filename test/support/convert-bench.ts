@@ -46,6 +46,7 @@ export class ConvertBench implements AsyncDisposable {
       stagingBytes: 2 ** 30,
       jobDeadlineMs: 120_000,
       pollIntervalMs: 200,
+      usersOf: () => [],
       ...this.overrides,
     });
   }

@@ -23,5 +23,20 @@ const REFERRERS_TAG = /^sha256-[0-9a-f]{64}(?:\.[a-z]+)?$/;
 
 /** True for tags that conversion and its tools write: never an input (R28). The second form lists referrers or carries signatures. */
 export function isOutputTag(tag: string): boolean {
-  return tag.endsWith(SUFFIX_BOTH) || REFERRERS_TAG.test(tag);
+  return isResultTag(tag) || REFERRERS_TAG.test(tag);
+}
+
+/** True for tags of converted images. */
+export function isResultTag(tag: string): boolean {
+  return tag.endsWith(SUFFIX_BOTH);
+}
+
+/** What the result of a conversion is meant for, by its tag; any other tag is taken for the narrower one. */
+export function runtimeOfTag(tag: string): Runtime {
+  return tag.endsWith(SUFFIX_BOTH) && !tag.endsWith(SUFFIX_CONTAINERD) ? 'docker-and-containerd' : 'containerd';
+}
+
+/** The tags under which results of a tag may stand. */
+export function twinTags(tag: string): string[] {
+  return [`${tag}${SUFFIX_CONTAINERD}`, `${tag}${SUFFIX_BOTH}`];
 }

@@ -77,6 +77,15 @@ export function fakeConvert(overrides: Partial<ConvertService> = {}): ConvertSer
     notifications: () => [],
     removeNotification: () => {},
     deliveries: () => [],
+    removeImage: async (reference) => ({
+      ...{
+        repository: 'registry.example/team/app',
+        digest: `sha256:${'2'.repeat(64)}`,
+        kind: 'full',
+        manifests: [`sha256:${'2'.repeat(64)}`],
+      },
+      tags: [reference.split(':').at(-1)!],
+    }),
     webhookPort: undefined,
     complaint: undefined,
     stop: async () => {},
