@@ -30,12 +30,17 @@ import { watchIdleMemory } from './idle-memory.ts';
 import { KeeperLink } from './keeper-link.ts';
 import { PinFiles } from './pin-files.ts';
 import { Pins } from './pins.ts';
+import { InflateThreads } from './spans/inflate-threads.ts';
+import { SpanMaker } from './spans/span-maker.ts';
 import { SpecFiles } from './spec-files.ts';
 import type { DataPlaneStats } from './stats.ts';
 
 /** A read from local bytes takes far less; a worker silent for this long is spinning or stuck, and another process does better. */
 const WORKER_STUCK_MS = 3000;
 const WORKER_LOOK_MS = 500;
+
+/** Spans are inflated while the FUSE workers serve other reads; one thread inflates some 400 MB/s. */
+const INFLATE_THREADS = 2;
 
 /** The keeper gives up a start after 3.5 s and tries again. */
 const PREDECESSOR_LIMIT_MS = 3000;
@@ -107,6 +112,13 @@ async function main(): Promise<void> {
       process.kill(process.pid, 'SIGKILL');
     },
   });
+  const inflating = new InflateThreads({
+    threads: INFLATE_THREADS,
+    onFailure: (error) => {
+      log.fatal({ err: error }, 'a thread that inflates ended; leaving so that another process goes on');
+      process.kill(process.pid, 'SIGKILL');
+    },
+  });
   const fills = new Fills({ store, scheduler, clock });
   const pinFiles = new PinFiles(path.join(config.paths.root, 'pins'), log);
   const pins = new Pins({ store, scheduler, files: pinFiles, budgetBytes: config.store.budgetBytes, log });
@@ -120,7 +132,7 @@ async function main(): Promise<void> {
     // Readers wait from the moment that the threads end: what can be done before is done before.
     await store.checkpoint();
     fills.close();
-    await pool.close();
+    await Promise.all([pool.close(), inflating.close()]);
     clearTimeout(limit);
     process.exit(0);
   };
@@ -136,6 +148,7 @@ async function main(): Promise<void> {
     scheduler,
     codec: loadCodec(),
     chunks,
+    spans: new SpanMaker({ store, scheduler, threads: inflating, log }),
     pool,
     keeper,
     specFiles: new SpecFiles(path.join(config.paths.root, 'devices')),

@@ -2,13 +2,11 @@
  * One device as the main thread holds it: its blobs, its tables, and the file that reads it. Opening fetches the headers and indexes of
  * all layers, in as few rounds as the formats allow.
  */
-import assert from 'node:assert/strict';
 import type { Clock } from '../base/clock.ts';
 import { AppError, isAppError } from '../base/errors.ts';
 import { FETCH_UNIT_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
-import { MIB } from '../base/units.ts';
-import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables } from '../file/device-file.ts';
+import { blobsOf, createDeviceFile, DeviceOpener, type DeviceTables, type SourceTables } from '../file/device-file.ts';
 import type { DeviceSpec } from '../file/device-spec.ts';
 import { MissingList, type MissingRanges, type RandomAccessFile } from '../file/file.ts';
 import type { SharedBlob } from '../file/store/blob-file.ts';
@@ -16,27 +14,22 @@ import type { BlobHandle } from '../file/store/blob-handle.ts';
 import type { ChunkStore } from '../file/store/chunk-store.ts';
 import type { Codec } from '../image/zfile/codec.ts';
 import type { ChunkVerifier } from './chunk-verifier.ts';
+import { type BlobRange, fetchRanges } from './fetch/fetch-ranges.ts';
 import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
 import { fetchAndVerify } from './fills.ts';
 import { LogLimiter } from './log-limiter.ts';
+import type { SpanMaker } from './spans/span-maker.ts';
+import { openSpans, type SpanSource } from './spans/span-source.ts';
 
 /** Wrapper, header, trailer, tables, and a few rounds for each dependency between them; more means that a format loops. */
 const MAX_OPEN_ROUNDS = 64;
-
-/** Asked of the scheduler at once; its own limit is twice that. */
-const BATCH_BYTES = 32 * MIB;
-
-export interface BlobRange {
-  blobId: number;
-  offsetBytes: number;
-  lengthBytes: number;
-}
 
 export interface DeviceParts {
   store: ChunkStore;
   scheduler: FetchScheduler;
   codec: Codec;
   chunks: ChunkVerifier;
+  spans: SpanMaker;
   clock: Clock;
   log: Logger;
   logLinesPerMinute: number;
@@ -49,7 +42,10 @@ export class OpenDevice {
   readonly spec: DeviceSpec;
   readonly tables: DeviceTables;
   readonly file: RandomAccessFile;
+  /** Of the blobs that its description names. */
   readonly handles: readonly BlobHandle[];
+  /** Gzip layers, whose inflated spans are blobs behind those of `handles`. */
+  private readonly spans: readonly SpanSource[];
   /** Reads that wait for bytes, and reads that ended in an error. */
   waiting = 0;
   failures = 0;
@@ -57,18 +53,20 @@ export class OpenDevice {
   /** Lines about this device. */
   readonly log: LogLimiter;
   private readonly parts: DeviceParts;
-  private readonly closing = new AbortController();
+  private readonly closing: AbortController;
 
-  private constructor(instance: string, spec: DeviceSpec, tables: DeviceTables, handles: readonly BlobHandle[], parts: DeviceParts) {
+  private constructor(instance: string, spec: DeviceSpec, opened: Opened, parts: DeviceParts) {
     this.instance = instance;
     this.spec = spec;
-    this.tables = tables;
-    this.handles = handles;
+    this.tables = opened.tables;
+    this.handles = opened.handles;
+    this.spans = opened.spans;
+    this.closing = opened.closing;
     this.parts = parts;
     this.log = new LogLimiter(parts.log, parts.clock, parts.logLinesPerMinute);
     this.file = createDeviceFile(
-      tables,
-      handles.map((handle) => handle.file()),
+      this.tables,
+      this.allHandles().map((handle) => handle.file()),
       parts.codec,
     );
   }
@@ -79,6 +77,7 @@ export class OpenDevice {
    */
   static async open(instance: string, spec: DeviceSpec, parts: DeviceParts, signal: AbortSignal): Promise<OpenDevice> {
     const handles: BlobHandle[] = [];
+    const closing = new AbortController();
     try {
       for (const source of blobsOf(spec)) handles.push(await parts.store.acquire(source));
       if (parts.verify === 'full-layer-first') {
@@ -94,7 +93,10 @@ export class OpenDevice {
         const missing = new MissingList();
         try {
           const tables = opener.tryOpen(missing);
-          if (tables !== undefined) return new OpenDevice(instance, spec, tables, handles, parts);
+          if (tables !== undefined) {
+            const opened = { handles, closing, ...(await addSpans(tables, handles, closing.signal, parts.store)) };
+            return new OpenDevice(instance, spec, opened, parts);
+          }
         } catch (error) {
           if (!isAppError(error, 'DataLoss') || repaired.has(error.details.layerIndex)) throw error;
           repaired.add(error.details.layerIndex);
@@ -125,12 +127,27 @@ export class OpenDevice {
   }
 
   sharedBlobs(): SharedBlob[] {
-    return this.handles.map((handle) => handle.shared());
+    return this.allHandles().map((handle) => handle.shared());
+  }
+
+  /** As tables number them. */
+  private allHandles(): BlobHandle[] {
+    return [...this.handles, ...this.spans.map((source) => source.kept)];
   }
 
   /** Makes ranges of this device's blobs local, before everything that is not a read. */
   async fetch(ranges: readonly BlobRange[], signal: AbortSignal): Promise<void> {
-    await fetchRanges(this.parts.scheduler, this.handles, ranges, signal);
+    const spansOf = new Map(this.spans.map((source) => [source.kept.blobId, source]));
+    const { spans, scheduler } = this.parts;
+    const stored = ranges.filter((range) => !spansOf.has(range.blobId));
+    const inflated = Map.groupBy(
+      ranges.filter((range) => spansOf.has(range.blobId)),
+      (range) => range.blobId,
+    );
+    await Promise.all([
+      fetchRanges(scheduler, this.handles, stored, signal),
+      ...[...inflated].map(([blobId, wanted]) => spans.ensure(spansOf.get(blobId)!, wanted, signal)),
+    ]);
   }
 
   /** A reader came to the marked unit of a read-ahead window. */
@@ -146,52 +163,56 @@ export class OpenDevice {
   async repair(error: AppError, signal: AbortSignal): Promise<void> {
     const { blobIndex, blobId, offset, length } = error.details;
     // Formats name the blob by its place in the device; the store, whose disk failed, by its own number.
-    const handle = typeof blobIndex === 'number' ? this.handles[blobIndex] : this.handles.find((each) => each.blobId === blobId);
+    const handles = this.allHandles();
+    const handle = typeof blobIndex === 'number' ? handles[blobIndex] : handles.find((each) => each.blobId === blobId);
     if (handle === undefined || typeof offset !== 'number') throw error;
     const lengthBytes = Math.min(typeof length === 'number' ? length : 1, handle.sizeBytes - offset);
+    if (this.spans.some((source) => source.kept === handle)) {
+      // Made again from the stored bytes, which are checked then.
+      await this.parts.store.drop(handle, offset, lengthBytes);
+      return;
+    }
     await this.parts.scheduler.repair(handle, offset, lengthBytes, signal);
   }
 
   /** Lets the fetches of this device end and gives its blobs back; only when no thread reads it any more. */
   close(): void {
     this.closing.abort(new AppError('Canceled', { op: 'read', subject: this.instance, what: 'the device was released' }));
-    for (const handle of this.handles) handle.release();
+    for (const handle of this.allHandles()) handle.release();
   }
 }
 
-async function fetchRanges(
-  scheduler: FetchScheduler,
+interface Opened {
+  tables: DeviceTables;
+  handles: readonly BlobHandle[];
+  spans: readonly SpanSource[];
+  closing: AbortController;
+}
+
+/** Gives every gzip layer of the tables a blob for its spans. Nothing stays referenced after a failure. */
+async function addSpans(
+  tables: DeviceTables,
   handles: readonly BlobHandle[],
-  ranges: readonly BlobRange[],
-  signal: AbortSignal,
-): Promise<void> {
-  const byBlob = Map.groupBy(ranges, (range) => range.blobId);
-  await Promise.all(
-    [...byBlob].map(async ([blobId, wanted]) => {
-      const handle = handles.find((candidate) => candidate.blobId === blobId);
-      assert(handle !== undefined, 'a read misses only blobs of its device');
-      for (const some of batches(wanted)) await scheduler.ensure(handle, some, 'demand', signal);
-    }),
-  );
-}
-
-/** Ranges in portions that the scheduler takes; the tables of a large layer are more than one. */
-function* batches(ranges: readonly BlobRange[]): Generator<BlobRange[]> {
-  let batch: BlobRange[] = [];
-  let bytes = 0;
-  for (const range of ranges) {
-    for (let at = 0; at < range.lengthBytes; at += BATCH_BYTES / 2) {
-      const lengthBytes = Math.min(BATCH_BYTES / 2, range.lengthBytes - at);
-      if (bytes + lengthBytes > BATCH_BYTES) {
-        yield batch;
-        batch = [];
-        bytes = 0;
+  closed: AbortSignal,
+  store: ChunkStore,
+): Promise<{ tables: DeviceTables; spans: SpanSource[] }> {
+  const spans: SpanSource[] = [];
+  const sources: SourceTables[] = [];
+  try {
+    for (const source of tables.sources) {
+      if (source.kind !== 'gzip') {
+        sources.push(source);
+        continue;
       }
-      batch.push({ blobId: range.blobId, offsetBytes: range.offsetBytes + at, lengthBytes });
-      bytes += lengthBytes;
+      const opened = await openSpans(store, source, handles, closed);
+      sources.push({ ...source, spans: { blobIndex: handles.length + spans.length, layout: opened.layout } });
+      spans.push(opened);
     }
+    return { tables: { ...tables, sources }, spans };
+  } catch (error) {
+    for (const { kept } of spans) kept.release();
+    throw error;
   }
-  if (batch.length > 0) yield batch;
 }
 
 /** Blobs whose bytes nothing but their own digest proves: no list of chunk digests in the blob, nor in the index of an original layer. */

@@ -7,13 +7,14 @@
 import assert from 'node:assert';
 import { AppError, isAppError } from '../base/errors.ts';
 import { formatBytes, MIB, SECTOR_BYTES } from '../base/units.ts';
+import type { GzipTables } from '../image/gzip/gzip-span.ts';
 import { mergeLayers, stackSizeBytes, withSourceBase } from '../image/lsmt/overlay.ts';
 import { isZeroed, lengthOf, type SegmentTable, shareSegments } from '../image/lsmt/segments.ts';
 import { type ChunkDigests, parseChunkDigests } from '../image/turbo/chunk-digests.ts';
 import type { BlockCodec, Codec } from '../image/zfile/codec.ts';
 import type { BlobSource, DeviceSpec, LayerSpec } from './device-spec.ts';
 import type { MissingRanges, RandomAccessFile } from './file.ts';
-import { GzipFile, type GzipTables } from './gzip-file.ts';
+import { GzipFile } from './gzip-file.ts';
 import {
   type ContentTables,
   createContentFile,
@@ -23,8 +24,9 @@ import {
   openLayerIndex,
   readGzipEnd,
 } from './open-layer.ts';
+import { layOutTar, SpanFile, type SpanLayout } from './span-file.ts';
 import { StackFile } from './stack-file.ts';
-import { CheckedTarFile, chunkDigestsBytes, shareChunkDigests } from './target-chunks.ts';
+import { chunkDigestsBytes, shareChunkDigests } from './target-chunks.ts';
 
 /**
  * Memory that the tables of one device may take: 200 GiB of image in 4 KiB blocks. Real images take a few MiB; a hostile stack of
@@ -40,9 +42,25 @@ export type SourceTables =
   /** A layer file: LSMT inside its wrappers. */
   | { kind: 'layer'; content: ContentTables }
   /** The original tar of an index layer, as it is. */
-  | { kind: 'tar'; blobIndex: number; digest: string; chunks?: ChunkDigests }
+  | ({ kind: 'tar'; blobIndex: number; digest: string } & Checked)
   /** The same inside gzip, with its index. */
-  | { kind: 'gzip'; blobIndex: number; digest: string; indexBlobIndex: number; gzip: GzipTables; chunks?: ChunkDigests };
+  | GzipSource;
+
+export interface GzipSource extends Checked {
+  kind: 'gzip';
+  blobIndex: number;
+  digest: string;
+  indexBlobIndex: number;
+  gzip: GzipTables;
+  /** Where inflated spans are kept: a further file behind the device's blobs, which who serves the device adds. Absent: in memory. */
+  spans?: { blobIndex: number; layout: SpanLayout };
+}
+
+/** What our own indexes know of the original's data; `chunksDigest` is that of the list. */
+interface Checked {
+  chunks?: ChunkDigests;
+  chunksDigest?: string;
+}
 
 /** All that reading a device needs beside its blobs. Structured-cloneable; the big tables are shared, not copied. */
 export interface DeviceTables {
@@ -185,7 +203,7 @@ export class DeviceOpener {
     layer: LayerSpec & { kind: 'index' },
     target: { spanStarts: ArrayLike<number>; plainBytes: number },
     missing: MissingRanges,
-  ): { chunks?: ChunkDigests } | undefined {
+  ): Checked | undefined {
     if (layer.chunkDigests === undefined) return {};
     const { digest, sizeBytes } = layer.chunkDigests;
     if (sizeBytes > MAX_CHUNK_DIGESTS_BYTES) {
@@ -199,7 +217,7 @@ export class DeviceOpener {
     }
     const bytes = Buffer.allocUnsafeSlow(sizeBytes);
     if (!this.blobFiles[this.indexOf(layer.chunkDigests)]!.readSync(0, sizeBytes, bytes, 0, missing)) return undefined;
-    return { chunks: shareChunkDigests(parseChunkDigests(bytes, target, digest)) };
+    return { chunks: shareChunkDigests(parseChunkDigests(bytes, target, digest)), chunksDigest: digest };
   }
 
   private combine(layers: readonly OpenedLayer[]): DeviceTables {
@@ -278,7 +296,13 @@ export function createDeviceFile(tables: DeviceTables, blobFiles: readonly Rando
     const target = blobFiles[source.blobIndex]!;
     if (source.kind === 'tar') {
       const { chunks, digest, blobIndex } = source;
-      return chunks === undefined ? target : new CheckedTarFile(target, chunks, { subject: digest, blobId: blobIndex });
+      return chunks === undefined
+        ? target
+        : new SpanFile(target, layOutTar(target.sizeBytes), chunks, { subject: digest, blobId: blobIndex });
+    }
+    if (source.spans !== undefined) {
+      const { blobIndex, layout } = source.spans;
+      return new SpanFile(blobFiles[blobIndex]!, layout, source.chunks, { subject: source.digest, blobId: blobIndex });
     }
     const origin = { subject: source.digest, blobId: source.blobIndex, indexBlobId: source.indexBlobIndex };
     return new GzipFile(target, blobFiles[source.indexBlobIndex]!, source.gzip, codec, origin, source.chunks);

@@ -4,6 +4,7 @@
  */
 
 import { GZIP_INDEX_HEADER_BYTES, parseGzipEntries, parseGzipIndexHeader } from '../image/gzip/gzip-index.ts';
+import type { GzipTables } from '../image/gzip/gzip-span.ts';
 import { badField, readU32 } from '../image/lsmt/bytes.ts';
 import { LSMT_BLOCK_BYTES, LSMT_RECORD_BYTES, parseLsmtHeader, parseLsmtTrailer } from '../image/lsmt/header.ts';
 import { parseLayerIndex } from '../image/lsmt/layer-index.ts';
@@ -13,7 +14,6 @@ import type { BlockCodec } from '../image/zfile/codec.ts';
 import { checkZFileLayout, isZFile, parseZFileHeader, parseZFileTrailer, ZFILE_BLOCK_BYTES } from '../image/zfile/header.ts';
 import { parseJumpTable } from '../image/zfile/jump-table.ts';
 import type { MissingRanges, RandomAccessFile } from './file.ts';
-import type { GzipTables } from './gzip-file.ts';
 import { SliceFile } from './slice-file.ts';
 import { ZFileFile, type ZFileTables } from './zfile-file.ts';
 

@@ -1,11 +1,10 @@
 /**
- * Checks bytes of an index-only layer's original against the digests that our own indexes carry (plugin/image/turbo/chunk-digests.ts), at
- * each read, before they are served: the original's own digest proves nothing until it is complete.
+ * The digests that our own indexes carry of an original layer's decompressed data (plugin/image/turbo/chunk-digests.ts), at work: what
+ * is read of the original is checked against them before it is served; the original's own digest proves nothing until it is complete.
  */
-import assert from 'node:assert';
 import { hash } from 'node:crypto';
 import { AppError } from '../base/errors.ts';
-import { type ChunkDigests, TARGET_DIGEST_BYTES } from '../image/turbo/chunk-digests.ts';
+import { type ChunkDigests, TARGET_CHUNK_BYTES, TARGET_DIGEST_BYTES } from '../image/turbo/chunk-digests.ts';
 import type { MissingRanges, RandomAccessFile } from './file.ts';
 import { type SpanCache, threadSpanCache } from './span-cache.ts';
 
@@ -27,62 +26,55 @@ export function chunkDigestsBytes(list: ChunkDigests | undefined): number {
   return list === undefined ? 0 : list.firstOfSpan.byteLength + list.digests.byteLength;
 }
 
+/** The digests of one span's chunks, 32 bytes each; a view into the list. */
+export function digestsOfSpan(list: ChunkDigests, span: number): Uint8Array {
+  return list.digests.subarray(list.firstOfSpan[span]! * TARGET_DIGEST_BYTES, list.firstOfSpan[span + 1]! * TARGET_DIGEST_BYTES);
+}
+
 /** The first chunk of a whole span that is wrong, from 0; undefined when all are right. */
-export function wrongChunkOf(list: ChunkDigests, span: number, bytes: Uint8Array): number | undefined {
-  const first = list.firstOfSpan[span]!;
-  for (let at = 0, i = 0; at < bytes.length; at += list.chunkBytes, i++) {
-    if (!isRight(list, first + i, bytes.subarray(at, at + list.chunkBytes))) return i;
+export function wrongChunkOf(digests: Uint8Array, span: Uint8Array): number | undefined {
+  for (let at = 0, i = 0; at < span.length; at += TARGET_CHUNK_BYTES, i++) {
+    if (!isRight(digests, i, span.subarray(at, at + TARGET_CHUNK_BYTES))) return i;
   }
   return undefined;
 }
 
-function isRight(list: ChunkDigests, index: number, chunk: Uint8Array): boolean {
-  const expected = list.digests.subarray(index * TARGET_DIGEST_BYTES, (index + 1) * TARGET_DIGEST_BYTES);
+function isRight(digests: Uint8Array, index: number, chunk: Uint8Array): boolean {
+  const expected = digests.subarray(index * TARGET_DIGEST_BYTES, (index + 1) * TARGET_DIGEST_BYTES);
   return hash('sha256', chunk, 'buffer').equals(expected);
 }
 
-/** A plain tar whose chunks are checked when they are read; those that were are kept in the thread's bounded cache. */
-export class CheckedTarFile implements RandomAccessFile {
-  readonly sizeBytes: number;
-  private readonly tar: RandomAccessFile;
-  private readonly list: ChunkDigests;
+/** Reads chunks of a file whole, checks each, and keeps those that are right in the thread's bounded cache. */
+export class CheckedChunks {
+  private readonly file: RandomAccessFile;
+  private readonly digests: Uint8Array;
   private readonly origin: { subject: string; blobId: number };
   private readonly cache: SpanCache;
   private readonly owner: number;
 
-  constructor(tar: RandomAccessFile, list: ChunkDigests, origin: { subject: string; blobId: number }, cache = threadSpanCache) {
-    this.tar = tar;
-    this.list = list;
+  /** Chunk `i` lies at `i` times the chunk size of `file`; `origin` is what errors name. */
+  constructor(file: RandomAccessFile, list: ChunkDigests, origin: { subject: string; blobId: number }, cache = threadSpanCache) {
+    this.file = file;
+    this.digests = list.digests;
     this.origin = origin;
     this.cache = cache;
     this.owner = cache.newOwner();
-    this.sizeBytes = tar.sizeBytes;
   }
 
-  readSync(offsetBytes: number, lengthBytes: number, target: Uint8Array, targetOffset: number, missing: MissingRanges): boolean {
-    assert(offsetBytes >= 0 && offsetBytes + lengthBytes <= this.sizeBytes, 'read lies within the file');
-    const { chunkBytes } = this.list;
-    const end = offsetBytes + lengthBytes;
-    let isComplete = true;
-    for (let i = Math.floor(offsetBytes / chunkBytes); i * chunkBytes < end; i++) {
-      const chunk = this.cache.find(this.owner, i) ?? this.readChunk(i, missing);
-      if (chunk === undefined) isComplete = false;
-      if (chunk === undefined || !isComplete) continue;
-      const from = Math.max(offsetBytes, i * chunkBytes);
-      const to = Math.min(end, (i + 1) * chunkBytes);
-      target.set(chunk.subarray(from - i * chunkBytes, to - i * chunkBytes), targetOffset + (from - offsetBytes));
-    }
-    return isComplete;
-  }
-
-  private readChunk(i: number, missing: MissingRanges): Uint8Array | undefined {
-    const begin = i * this.list.chunkBytes;
-    const chunk = Buffer.allocUnsafeSlow(Math.min(this.list.chunkBytes, this.sizeBytes - begin));
-    if (!this.tar.readSync(begin, chunk.length, chunk, 0, missing)) return undefined;
-    if (!isRight(this.list, i, chunk)) {
+  /**
+   * The bytes of chunk `i`, which has `lengthBytes` (borrowed), or undefined after saying what is missing. Throws DataLoss when they are
+   * not those of the list.
+   */
+  read(i: number, lengthBytes: number, missing: MissingRanges): Uint8Array | undefined {
+    const known = this.cache.find(this.owner, i);
+    if (known !== undefined) return known;
+    const chunk = Buffer.allocUnsafeSlow(lengthBytes);
+    const offset = i * TARGET_CHUNK_BYTES;
+    if (!this.file.readSync(offset, lengthBytes, chunk, 0, missing)) return undefined;
+    if (!isRight(this.digests, i, chunk)) {
       const { subject, blobId } = this.origin;
-      const details = { blobId, blobIndex: blobId, offset: begin, length: chunk.length };
-      throw new AppError('DataLoss', { op: 'read tar layer', subject, what: `chunk ${i} is not what its index says`, details });
+      const details = { blobId, blobIndex: blobId, offset, length: lengthBytes };
+      throw new AppError('DataLoss', { op: 'read index layer', subject, what: `chunk ${i} is not what its index says`, details });
     }
     this.cache.keep(this.owner, i, chunk);
     return chunk;

@@ -178,7 +178,7 @@ function unpack(stored: Uint8Array, isCompressed: boolean, size: number, field: 
 }
 
 /** Index of the last entry at or before `plainOffset`. */
-export function findGzipEntry(entries: GzipEntries, plainOffset: number): number {
+export function findGzipEntry(entries: Pick<GzipEntries, 'count' | 'plainOffset'>, plainOffset: number): number {
   let low = 0;
   let high = entries.count;
   while (low < high) {

@@ -10,6 +10,8 @@ import { Devices } from '../../../../plugin/blockd/devices.ts';
 import { EventRing } from '../../../../plugin/blockd/events.ts';
 import { FetchScheduler } from '../../../../plugin/blockd/fetch/fetch-scheduler.ts';
 import type { KeeperLink } from '../../../../plugin/blockd/keeper-link.ts';
+import { InflateThreads } from '../../../../plugin/blockd/spans/inflate-threads.ts';
+import { SpanMaker } from '../../../../plugin/blockd/spans/span-maker.ts';
 import { SpecFiles } from '../../../../plugin/blockd/spec-files.ts';
 import { blobsOf } from '../../../../plugin/file/device-file.ts';
 import type { BlobSource } from '../../../../plugin/file/device-spec.ts';
@@ -22,6 +24,8 @@ import { scratchDir } from '../file/store/store-support.ts';
 
 const device = memoryDevice([readFixture('blob/l1.lz4-4k.tar')]);
 const never = new AbortController().signal;
+/** None start: no layer here is gzip. */
+const noThreads = new InflateThreads({ threads: 1, onFailure: (error) => expect.unreachable(error.message) });
 
 /** The data plane without kernel and keeper: both are tables that outlive a "restart" of {@link Devices}. */
 async function setUp() {
@@ -68,6 +72,7 @@ async function setUp() {
       scheduler,
       codec: loadCodec(),
       chunks: new ChunkVerifier(),
+      spans: new SpanMaker({ store, scheduler, threads: noThreads, log: silentLogger }),
       pool,
       keeper,
       specFiles: new SpecFiles(path.join(rootDir, 'devices')),

@@ -8,6 +8,8 @@ import { ChunkVerifier } from '../../../../plugin/blockd/chunk-verifier.ts';
 import { FetchScheduler } from '../../../../plugin/blockd/fetch/fetch-scheduler.ts';
 import { MissedReads } from '../../../../plugin/blockd/missed-reads.ts';
 import { OpenDevice } from '../../../../plugin/blockd/open-device.ts';
+import { InflateThreads } from '../../../../plugin/blockd/spans/inflate-threads.ts';
+import { SpanMaker } from '../../../../plugin/blockd/spans/span-maker.ts';
 import type { BlobSource } from '../../../../plugin/file/device-spec.ts';
 import { MissingList } from '../../../../plugin/file/file.ts';
 import { blobKeyOf, directoryOfKey } from '../../../../plugin/file/store/blob-key.ts';
@@ -18,6 +20,8 @@ import { memoryDevice, openMemoryDevice } from '../../../support/devices.ts';
 import { readFixture } from '../../../support/fixtures.ts';
 import { scratchDir, UNIT } from '../file/store/store-support.ts';
 
+/** None start: no layer here is gzip. */
+const noThreads = new InflateThreads({ threads: 1, onFailure: (error) => expect.unreachable(error.message) });
 const signal = new AbortController().signal;
 const device = memoryDevice([1, 2, 3].map((n) => readFixture(`blob/l${n}.lz4-4k.tar`)));
 
@@ -44,6 +48,7 @@ async function setUp(serve: Serve = (bytes) => bytes) {
     scheduler,
     codec: loadCodec(),
     chunks: new ChunkVerifier(),
+    spans: new SpanMaker({ store, scheduler, threads: noThreads, log: silentLogger }),
     clock: systemClock,
     log: silentLogger,
     logLinesPerMinute: 10,

@@ -1,0 +1,20 @@
+/** What the main thread and the threads that inflate spans say to each other. Apart from the thread's own file, which only it may load. */
+import type { SpanFault } from '../../image/gzip/gzip-span.ts';
+
+export interface InflateRequest {
+  id: number;
+  /** Its memory is handed over. */
+  stored: Uint8Array<ArrayBuffer>;
+  window: Uint8Array;
+  bits: number;
+  isCompressed: boolean;
+  plainBytes: number;
+  /** SHA-256 of each chunk of the span; absent: nobody knows them. */
+  digests: Uint8Array | undefined;
+}
+
+/** `bytes`: the span, and zeros up to the next unit. */
+export type InflateAnswer = { id: number; bytes: Uint8Array<ArrayBuffer> } | { id: number; fault: SpanFault };
+
+/** The message after which a thread ends; one that is terminated inside a native library takes the process along. */
+export const STOP = 'stop';
