@@ -1,5 +1,5 @@
 /**
- * Conversion from a shell: `convert`, `job`, `rule`, `notify`. On a terminal a job shows a bar, elsewhere one line of JSON a change. What
+ * Conversion from a shell: `convert`, `job`, `rule`, `notify`, `image`. On a terminal a job shows a bar, elsewhere one line of JSON a change. What
  * goes to an OCI layout is converted by this process itself, without the service.
  */
 import type { Command } from 'commander';
@@ -8,12 +8,22 @@ import type { Config } from '../plugin/base/config/config.ts';
 import { AppError } from '../plugin/base/errors.ts';
 import type { LocalSource } from '../plugin/convert/service.ts';
 import type { AdminMethod } from './client.ts';
-import { renderDeliveries, renderJob, renderJobs, renderLog, renderNotifications, renderProgress, renderRules } from './convert-render.ts';
-import type { DeliveryView, JobView, LogLineView, NotificationView, RuleView } from './convert-schemas.ts';
+import { REMOVE_DEADLINE_MS } from './convert-limits.ts';
+import {
+  renderDeliveries,
+  renderJob,
+  renderJobs,
+  renderLog,
+  renderNotifications,
+  renderProgress,
+  renderRemoved,
+  renderRules,
+} from './convert-render.ts';
+import type { DeliveryView, JobView, LogLineView, NotificationView, RemovedImageView, RuleView } from './convert-schemas.ts';
 import { printable } from './render.ts';
 
 export interface ConvertCommandTools {
-  call<T>(method: AdminMethod, path: string, body?: unknown): Promise<T>;
+  call<T>(method: AdminMethod, path: string, body?: unknown, timeoutMs?: number): Promise<T>;
   print(answer: unknown, text: () => string): void;
   watch(path: string): AsyncIterable<string>;
   config(): Config;
@@ -81,6 +91,7 @@ export function addConvertCommands(program: Command, tools: ConvertCommandTools)
   addJobCommands(program, tools);
   addRuleCommands(program, tools);
   addNotifyCommands(program, tools);
+  addImageCommands(program, tools);
 }
 
 async function runConvert(image: string, flags: ConvertFlags, tools: ConvertCommandTools): Promise<void> {
@@ -282,5 +293,19 @@ function addNotifyCommands(program: Command, { call, print }: ConvertCommandTool
     .action(async () => {
       const answer = await call<{ deliveries: DeliveryView[] }>('GET', '/v1/convert/deliveries');
       print(answer, () => renderDeliveries(answer.deliveries));
+    });
+}
+
+function addImageCommands(program: Command, { call, print }: ConvertCommandTools): void {
+  program
+    .command('image')
+    .description('images in their registry')
+    .command('rm')
+    .description('deletes an image, converted or original; refused while something on this node needs it')
+    .argument('<image>', 'by tag: the image, or the tag alone when others name the same; by digest: the image with all its tags')
+    .action(async (image: string) => {
+      const path = `/v1/images?reference=${encodeURIComponent(image)}`;
+      const removed = await call<RemovedImageView>('DELETE', path, undefined, REMOVE_DEADLINE_MS + 1000);
+      print(removed, () => renderRemoved(removed));
     });
 }

@@ -1,6 +1,6 @@
 /** Conversion as text for people: tables, and the line that shows how far a job is. */
 import { formatBytes } from '../plugin/base/units.ts';
-import type { DeliveryView, JobView, LogLineView, NotificationView, RuleView } from './convert-schemas.ts';
+import type { DeliveryView, JobView, LogLineView, NotificationView, RemovedImageView, RuleView } from './convert-schemas.ts';
 import { printable, table } from './render.ts';
 
 const BAR_CHARS = 24;
@@ -86,4 +86,10 @@ export function renderDeliveries(rows: readonly DeliveryView[]): string {
     String(d.event.reference ?? ''),
   ]);
   return table(['DELIVERY', 'TO', 'STATE', 'ATTEMPTS', 'LAST RESULT', 'IMAGE'], lines);
+}
+
+export function renderRemoved({ repository, digest, tags, manifests }: RemovedImageView): string {
+  const names = [...tags.map((tag) => `${repository}:${tag}`), ...manifests.map((manifest) => `${repository}@${manifest}`)];
+  const kept = manifests.length === 0 ? `${repository}@${digest} stays, other tags name it\n` : '';
+  return `${names.map((name) => `deleted ${printable(name)}\n`).join('')}${kept}`;
 }

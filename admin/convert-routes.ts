@@ -1,14 +1,17 @@
-/** Conversion over the admin API: jobs with their log and progress, rules, notifications with their history. */
+/** Conversion over the admin API: jobs with their log and progress, rules, notifications with their history, deletion of images. */
 import { createRoute, type OpenAPIHono, z } from '@hono/zod-openapi';
+import type { Env } from 'hono';
 import { streamSSE } from 'hono/streaming';
 import { AppError } from '../plugin/base/errors.ts';
 import { type ConvertService, JOB_STATES, newNotificationSchema, ruleChangeSchema } from '../plugin/convert/service.ts';
+import { REMOVE_DEADLINE_MS } from './convert-limits.ts';
 import {
   convertBodySchema,
   deliverySchema,
   jobSchema,
   logLineSchema,
   notificationSchema,
+  removedImageSchema,
   ruleBodySchema,
   ruleSchema,
   viewDelivery,
@@ -17,7 +20,7 @@ import {
   viewRule,
 } from './convert-schemas.ts';
 import { errorSchema } from './errors.ts';
-import { PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WATCHERS_MAX } from './limits.ts';
+import { MAX_REFERENCE_CHARS, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WATCHERS_MAX } from './limits.ts';
 
 const json = <T extends z.ZodType>(schema: T, description: string) => ({ description, content: { 'application/json': { schema } } });
 const body = <T extends z.ZodType>(schema: T) => ({ required: true, content: { 'application/json': { schema } } });
@@ -144,6 +147,13 @@ const routes = {
     request: { query: z.object({ before, limit }) },
     responses: { 200: json(z.object({ deliveries: z.array(deliverySchema), next }), 'a page'), default: failure },
   }),
+  removeImage: createRoute({
+    method: 'delete',
+    path: '/v1/images',
+    summary: 'Deletes an image from its registry; refused (FailedPrecondition) while something on this node would suffer',
+    request: { query: z.object({ reference: z.string().min(1).max(MAX_REFERENCE_CHARS) }) },
+    responses: { 200: json(removedImageSchema, 'what is gone'), default: failure },
+  }),
 };
 
 /** The id to continue behind, when the page is full. */
@@ -152,7 +162,7 @@ function nextOf(rows: readonly { id: number }[], wanted: number): number | null 
 }
 
 /** Adds the routes. Failures are thrown, and answered by the application. */
-export function addConvertRoutes(app: OpenAPIHono, convert: ConvertService): void {
+export function addConvertRoutes<E extends Env>(app: OpenAPIHono<E>, convert: ConvertService): void {
   app.openapi(routes.convert, (c) => {
     const { reference, ...request } = c.req.valid('json');
     return c.json(viewJob(convert.convert(reference, request)), 202);
@@ -197,9 +207,14 @@ export function addConvertRoutes(app: OpenAPIHono, convert: ConvertService): voi
     const rows = convert.deliveries({ limit: wanted, ...(older === undefined ? {} : { before: older }) });
     return c.json({ deliveries: rows.map(viewDelivery), next: nextOf(rows, wanted) }, 200);
   });
+
+  app.openapi(routes.removeImage, async (c) => {
+    const signal = AbortSignal.any([c.req.raw.signal, AbortSignal.timeout(REMOVE_DEADLINE_MS)]);
+    return c.json(await convert.removeImage(c.req.valid('query').reference, signal), 200);
+  });
 }
 
-function addJobEvents(app: OpenAPIHono, convert: ConvertService): void {
+function addJobEvents<E extends Env>(app: OpenAPIHono<E>, convert: ConvertService): void {
   let watching = 0;
   app.openapi(routes.watch, (c) => {
     const { id } = c.req.valid('param');

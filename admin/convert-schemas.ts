@@ -103,6 +103,17 @@ export const deliverySchema = z
   .openapi('ConvertDelivery');
 export type DeliveryView = z.infer<typeof deliverySchema>;
 
+export const removedImageSchema = z
+  .object({
+    repository: z.string(),
+    digest: z.string(),
+    kind: z.enum(['original', 'full', 'index-only']),
+    tags: z.array(z.string()).openapi({ description: 'tags that are gone' }),
+    manifests: z.array(z.string()).openapi({ description: 'manifests that are gone; none when other tags name the image' }),
+  })
+  .openapi('RemovedImage');
+export type RemovedImageView = z.infer<typeof removedImageSchema>;
+
 const isoOf = (us: number): string => new Date(us / 1000).toISOString();
 const isoOrNull = (us: number | null): string | null => (us === null ? null : isoOf(us));
 const nameOf = ({ host, repository }: ConvertJob['repository']): string => `${host}/${repository}`;

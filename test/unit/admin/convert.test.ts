@@ -2,6 +2,7 @@
 import { expect, test } from 'vitest';
 import { createAdminApp } from '../../../admin/app.ts';
 import { WATCHERS_MAX } from '../../../admin/limits.ts';
+import { AppError } from '../../../plugin/base/errors.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
 import type { ConvertService } from '../../../plugin/convert/service.ts';
 import { fakeConvert, JOB } from './fake-convert.ts';
@@ -101,4 +102,23 @@ test('notifications show that they are signed, never with what', async () => {
     expect((await ask('POST', '/notifications', { name: 'ci', url })).status).toBe(400);
   }
   expect((await ask('GET', '/deliveries')).body).toEqual({ deliveries: [], next: null });
+});
+
+test('an image is deleted by reference; who uses it is in the refusal', async () => {
+  const ask = async (query: string, app = appOf()) => {
+    const response = await app.request(`/v1/images${query}`, { method: 'DELETE' });
+    return { status: response.status, body: await response.json() };
+  };
+  const reference = `?reference=${encodeURIComponent('registry.example/team/app:1')}`;
+  expect(await ask(reference)).toMatchObject({ status: 200, body: { repository: 'registry.example/team/app', kind: 'full', tags: ['1'] } });
+  expect((await ask('')).status).toBe(400);
+  const used = appOf({
+    removeImage: () =>
+      Promise.reject(
+        new AppError('FailedPrecondition', { op: 'delete', subject: 'app:1', what: 'it is in use by active pod', details: { users: 1 } }),
+      ),
+  });
+  const refused = await ask(reference, used);
+  expect(refused.status).toBe(400);
+  expect(JSON.stringify(refused.body)).toContain('it is in use by active pod');
 });

@@ -173,3 +173,10 @@ test('what a killed conversion left in a layout is removed by the next one', asy
   const saved = await scratch.file('empty.tar', await tarOf([{ name: 'manifest.json', content: '[]' }]));
   expect((await obdctl('convert', `docker-archive:${saved}`, '--output', `oci-layout:${output}`)).stderr).toMatch(/0 of its images fit/);
 });
+
+test('image rm tells what is gone', async () => {
+  const gone = await obdctl('image', 'rm', 'registry.example/team/app:1');
+  const digest = `sha256:${'2'.repeat(64)}`;
+  const stdout = `deleted registry.example/team/app:1\ndeleted registry.example/team/app@${digest}\n`;
+  expect(gone).toEqual({ code: 0, stderr: '', stdout });
+});
