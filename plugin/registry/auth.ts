@@ -15,7 +15,7 @@ import type { Endpoint } from './hosts.ts';
 import type { Headers } from './http-errors.ts';
 import { CREDENTIAL_RECHECK_MS, MAX_AUTHORIZATIONS, MAX_TOKEN_FAILURES, TOKEN_FAILURE_HOLD_MS, TOKEN_OUTAGE_HOLD_MS } from './limits.ts';
 import { formatRepository, type Repository } from './reference.ts';
-import { requestToken, type Token, type TokenRequest } from './token.ts';
+import { excessOf, requestToken, type Token, type TokenRequest } from './token.ts';
 import type { Transport } from './transport.ts';
 
 export type Action = 'pull' | 'push' | 'delete';
@@ -51,6 +51,8 @@ export interface AuthenticatorOptions {
   readonly clock: Clock;
   readonly logger: Logger;
   readonly userAgent: string;
+  /** Told of each new token that allows more than was asked for, and what. */
+  readonly onExcess?: (repository: Repository, actions: string) => void;
 }
 
 export class Authenticator {
@@ -216,6 +218,8 @@ export class Authenticator {
       });
       const stored = { token, gotMs: clock.monotonicMs() };
       this.tokens.set(key, stored);
+      const excess = access.actions.includes('push') ? undefined : excessOf(token.value);
+      if (excess !== undefined) this.options.onExcess?.(access.repository, excess);
       return stored;
     } catch (error) {
       if (isAppError(error)) {

@@ -42,6 +42,8 @@ export interface RegistryClientOptions {
   readonly headersTimeoutMs?: number;
   /** Milliseconds between two pieces of an answer; default 10 s. */
   readonly bodyIdleTimeoutMs?: number;
+  /** Told when a token for reading also allows writing: the credentials behind it can do more than they need. */
+  readonly onExcess?: (repository: Repository, actions: string) => void;
 }
 
 export class RegistryClient {
@@ -67,7 +69,14 @@ export class RegistryClient {
     });
     const { transport } = this;
     const credentials = options.credentials ?? anonymous;
-    this.authenticator = new Authenticator({ transport, credentials, clock, logger, userAgent });
+    this.authenticator = new Authenticator({
+      transport,
+      credentials,
+      clock,
+      logger,
+      userAgent,
+      ...(options.onExcess === undefined ? {} : { onExcess: options.onExcess }),
+    });
     const hosts = new HostResolver({
       hostsDirs: options.hostsDirs ?? [],
       plainHttpHosts: options.plainHttpHosts ?? [],

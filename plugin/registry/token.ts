@@ -132,3 +132,26 @@ function parseToken(bytes: Uint8Array, at: Purpose): Token {
   const statedMs = typeof seconds === 'number' && Number.isFinite(seconds) && seconds > 0 ? seconds * 1000 : DEFAULT_TOKEN_LIFETIME_MS;
   return { value, lifetimeMs: Math.min(Math.max(statedMs, MIN_TOKEN_LIFETIME_MS), MAX_TOKEN_LIFETIME_MS) };
 }
+
+/**
+ * What a token allows beyond reading, as `push` or `push, delete`; undefined when it allows no more or does not say. Only tokens that are
+ * JWTs with the claim `access` say it (distribution, docs/spec/auth/jwt.md); nothing is trusted for it, so the signature is not checked.
+ */
+export function excessOf(token: string): string | undefined {
+  const payload = token.split('.')[1];
+  if (payload === undefined) return undefined;
+  let claims: unknown;
+  try {
+    claims = JSON.parse(Buffer.from(payload, 'base64url').toString('utf8'));
+  } catch {
+    // Not a JWT: opaque tokens are common.
+    return undefined;
+  }
+  const access = typeof claims === 'object' && claims !== null && 'access' in claims ? claims.access : undefined;
+  if (!Array.isArray(access)) return undefined;
+  const actions = access.slice(0, 64).flatMap((entry: unknown) => {
+    const granted = typeof entry === 'object' && entry !== null && 'actions' in entry ? entry.actions : undefined;
+    return Array.isArray(granted) ? granted.filter((action) => action === 'push' || action === 'delete' || action === '*') : [];
+  });
+  return actions.length === 0 ? undefined : [...new Set(actions)].join(', ');
+}

@@ -32,6 +32,8 @@ export interface UpstreamOptions {
 export class Upstream implements Disposable {
   private readonly options: UpstreamOptions;
   private current: Promise<ClientHttp2Session> | undefined;
+  /** All that are open, those that take no new streams included. */
+  private readonly sessions = new Set<ClientHttp2Session>();
   private isClosed = false;
 
   constructor(options: UpstreamOptions) {
@@ -81,18 +83,13 @@ export class Upstream implements Disposable {
 
   [Symbol.dispose](): void {
     this.isClosed = true;
-    this.current?.then(
-      (session) => session.destroy(),
-      // It never stood.
-      () => undefined,
-    );
-    this.current = undefined;
+    for (const session of this.sessions) session.destroy();
   }
 
   private connected(): Promise<ClientHttp2Session> {
     if (this.isClosed) return Promise.reject(new AppError('Canceled', { op: 'call', subject: 'containerd', what: 'the proxy ends' }));
     if (this.current !== undefined) return this.current;
-    const attempt = connect(this.options.socketPath, () => {
+    const attempt = connect(this.options.socketPath, this.sessions, () => {
       if (this.current === attempt) this.current = undefined;
     });
     this.current = attempt;
@@ -101,13 +98,14 @@ export class Upstream implements Disposable {
 }
 
 /** Connects; `onOver` is called when no new stream can be opened on the session any more, once it failed included. */
-function connect(socketPath: string, onOver: () => void): Promise<ClientHttp2Session> {
+function connect(socketPath: string, open: Set<ClientHttp2Session>, onOver: () => void): Promise<ClientHttp2Session> {
   return new Promise((resolve, reject) => {
     const session = http2.connect('http://localhost', {
       createConnection: () => net.connect(socketPath),
       settings: { initialWindowSize: WINDOW_BYTES, enablePush: false },
       maxSessionMemory: SESSION_MEMORY_MB,
     });
+    open.add(session);
     const fail = (error: unknown): void => {
       onOver();
       reject(error);
@@ -122,6 +120,7 @@ function connect(socketPath: string, onOver: () => void): Promise<ClientHttp2Ses
     session.on('goaway', onOver);
     session.on('close', () => {
       clearTimeout(timer);
+      open.delete(session);
       fail(new Error('closed'));
     });
   });
