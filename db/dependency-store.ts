@@ -25,7 +25,7 @@ export class DependencyStore {
     const prepare = (sql: string) => database.client.prepare(sql);
     this.statements = {
       touch: prepare(
-        'INSERT INTO needed_digests (digest, touched_us) VALUES (?, ?) ON CONFLICT (digest) DO UPDATE SET touched_us = max(touched_us, excluded.touched_us)',
+        'INSERT INTO needed_digests (digest, touched_us) VALUES (?, ?) ON CONFLICT (digest) DO UPDATE SET touched_us = excluded.touched_us WHERE touched_us < excluded.touched_us',
       ),
       idOf: prepare('SELECT id FROM needed_digests WHERE digest = ?'),
       snapshotNeeds: prepare('INSERT OR IGNORE INTO snapshot_needs (snapshot_id, digest_id) VALUES (?, ?)'),

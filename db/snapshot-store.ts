@@ -106,6 +106,23 @@ function prepareQueries(database: Database) {
       .orderBy(asc(snapshots.id))
       .limit(at('limit'))
       .prepare(),
+    insert: orm
+      .insert(snapshots)
+      .values({
+        key: at('key'),
+        parentId: at('parentId'),
+        kind: at('kind'),
+        labels: at('labels'),
+        chainRef: at('chainRef'),
+        createdUs: at('nowUs'),
+        updatedUs: at('nowUs'),
+        deviceId: at('deviceId'),
+        accelerated: at('accelerated'),
+        artifactDigest: at('artifactDigest'),
+        baseDigest: at('baseDigest'),
+        isolated: at('isolated'),
+      })
+      .prepare(),
     remove: orm
       .delete(snapshots)
       .where(eq(snapshots.id, at('id')))
@@ -188,11 +205,8 @@ export class SnapshotStore {
 
   /** Inserts and returns the id. */
   insert(row: NewSnapshot): number {
-    const { nowUs, ...values } = row;
-    const result = this.database.orm
-      .insert(snapshots)
-      .values({ ...values, createdUs: nowUs, updatedUs: nowUs })
-      .run();
+    const unset = { deviceId: null, accelerated: null, artifactDigest: null, baseDigest: null, isolated: false };
+    const result = this.queries.insert.run({ ...unset, ...row });
     return Number(result.lastInsertRowid);
   }
 

@@ -24,6 +24,12 @@ const CLOSE_DELAY_MS = 5_000;
 /** Unmounting and detaching never wait for the network. */
 const CLOSE_DEADLINE_MS = 30_000;
 
+/**
+ * A device that was found open is not looked at again for this long: of a hundred containers that start at once, one asks blockd. Should its
+ * connection be lost meanwhile, they stand on a dead mount, as they would if it had been lost a moment later.
+ */
+const FRESH_MS = 1_000;
+
 export interface DeviceManagerOptions {
   devices: BlockDevices;
   mounter: ImageMounter;
@@ -35,6 +41,7 @@ export interface DeviceManagerOptions {
   /** How long attaching and mounting may take. */
   openDeadlineMs: number;
   closeDelayMs?: number;
+  freshMs?: number;
 }
 
 interface DeviceState {
@@ -45,6 +52,8 @@ interface DeviceState {
   /** Work queued or running. A state is forgotten only when nothing refers to it, else two queues could serve one device. */
   queued: number;
   closeTimer: NodeJS.Timeout | undefined;
+  /** When it was last found open, on the monotonic clock; undefined when it may be closed. */
+  openAtMs: number | undefined;
 }
 
 /** Rejects when `signal` aborts first; the work goes on. */
@@ -62,10 +71,12 @@ function orAbort<T>(work: Promise<T>, signal: AbortSignal, subject: string): Pro
 export class DeviceManager {
   private readonly options: DeviceManagerOptions;
   private readonly states = new Map<string, DeviceState>();
+  private readonly freshMs: number;
   private isStopped = false;
 
   constructor(options: DeviceManagerOptions) {
     this.options = options;
+    this.freshMs = options.freshMs ?? FRESH_MS;
   }
 
   /**
@@ -85,7 +96,8 @@ export class DeviceManager {
         this.closeIfUnused(spec.id);
       },
     };
-    state.opening ??= this.enqueue(state, () => this.open(spec)).finally(() => {
+    if (state.queued === 0 && state.openAtMs !== undefined && performance.now() - state.openAtMs < this.freshMs) return lease;
+    state.opening ??= this.enqueue(state, () => this.open(spec, state)).finally(() => {
       state.opening = undefined;
     });
     try {
@@ -138,6 +150,7 @@ export class DeviceManager {
     await Promise.all(
       ids.map((id) =>
         this.enqueue(this.stateOf(id), async () => {
+          this.stateOf(id).openAtMs = undefined;
           try {
             await mounter.unmount(directories.mountPoint(id), AbortSignal.timeout(CLOSE_DEADLINE_MS));
           } catch (error) {
@@ -163,7 +176,7 @@ export class DeviceManager {
   private stateOf(deviceId: string): DeviceState {
     let state = this.states.get(deviceId);
     if (state === undefined) {
-      state = { pins: 0, opening: undefined, tail: Promise.resolve(), queued: 0, closeTimer: undefined };
+      state = { pins: 0, opening: undefined, tail: Promise.resolve(), queued: 0, closeTimer: undefined, openAtMs: undefined };
       this.states.set(deviceId, state);
     }
     return state;
@@ -179,7 +192,12 @@ export class DeviceManager {
     return result;
   }
 
-  private async open(spec: DeviceSpec): Promise<void> {
+  private async open(spec: DeviceSpec, state: DeviceState): Promise<void> {
+    await this.ensureOpen(spec);
+    state.openAtMs = performance.now();
+  }
+
+  private async ensureOpen(spec: DeviceSpec): Promise<void> {
     const { devices, mounter, directories, dependencies, logger } = this.options;
     const signal = AbortSignal.timeout(this.options.openDeadlineMs);
     const target = directories.mountPoint(spec.id);
@@ -206,6 +224,7 @@ export class DeviceManager {
   private async close(deviceId: string, state: DeviceState): Promise<void> {
     const { devices, mounter, directories, isUsed, logger } = this.options;
     if (state.pins > 0 || isUsed(deviceId)) return;
+    state.openAtMs = undefined;
     try {
       const signal = AbortSignal.timeout(CLOSE_DEADLINE_MS);
       await mounter.unmount(directories.mountPoint(deviceId), signal);

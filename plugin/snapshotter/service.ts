@@ -52,6 +52,8 @@ export interface SnapshotterOptions {
   watchIntervalMs: number;
   /** How long an unused device stays open, in milliseconds. */
   closeDelayMs?: number;
+  /** How long a device that was found open counts as open without another look, in milliseconds. */
+  freshMs?: number;
 }
 
 export interface SnapshotterDependencies {
@@ -111,6 +113,7 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
     logger,
     openDeadlineMs: options.prepareDeadlineMs,
     ...(options.closeDelayMs === undefined ? {} : { closeDelayMs: options.closeDelayMs }),
+    ...(options.freshMs === undefined ? {} : { freshMs: options.freshMs }),
   });
   const decider = new ImageDecider({
     resolver,

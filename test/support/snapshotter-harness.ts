@@ -58,6 +58,7 @@ export class SnapshotterHarness implements AsyncDisposable {
         watchIntervalMs: 3_600_000,
         twins: { isEnabled: true, prefer: 'full', lookupBudgetMs: 300, negativeTtlMs: 60_000, trusted: [], elsewhere: [] },
         closeDelayMs: 0,
+        freshMs: 0,
         ...this.overrides,
       },
       { devices: this.devices, mounter: this.mounter, resolver: this.resolver, logger: silentLogger },

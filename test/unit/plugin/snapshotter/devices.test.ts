@@ -36,6 +36,21 @@ test('many containers and views at once make one mount; the device closes after 
   expect(harness.mounter.mounted.size).toBe(0);
 });
 
+test('a device that was found open a moment ago is not asked for again, one that was closed is', async () => {
+  await using quick = await SnapshotterHarness.open({ freshMs: 3_600_000 });
+  const layers = [overlaybdLayer(A)];
+  const { top } = await quick.pull(A, layers, { manifestDigest: quick.resolver.add(A, layers) });
+  const attachCount = (): number => quick.devices.calls.filter((call) => call.startsWith('attach')).length;
+  for (let index = 0; index < 5; index += 1) await quick.container(`c${index}`, top);
+  await quick.snapshotter.mounts('c0', NEVER_ABORTED);
+  expect(attachCount()).toBe(1);
+  for (let index = 0; index < 5; index += 1) quick.snapshotter.remove(`c${index}`);
+  await vi.waitFor(() => expect(quick.devices.attached.size).toBe(0));
+  await quick.container('again', top);
+  expect(attachCount()).toBe(2);
+  expect(quick.mounter.mounted.size).toBe(1);
+});
+
 test('a committed snapshot does not hold the device of its parent', async () => {
   const { top } = await lazyImage(A);
   await harness.container('c', top);
