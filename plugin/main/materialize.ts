@@ -173,7 +173,7 @@ export class Materializer {
     }
     const started = performance.now();
     const { path, fetchedBytes } = await this.parts.fetchWhole({ digest, sizeBytes, repositories: [...sources] }, signal);
-    await client.writeContent(namespace, lease, { path, digest, sizeBytes, labels: sourceLabels(sources) }, signal);
+    await client.writeContent(namespace, lease, { source: { path }, digest, sizeBytes, labels: sourceLabels(sources) }, signal);
     log.info({ layer: digest, sizeBytes, fetchedBytes, elapsedMs: Math.round(performance.now() - started) }, 'layer materialized');
     return fetchedBytes;
   }

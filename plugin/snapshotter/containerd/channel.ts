@@ -24,6 +24,8 @@ export interface CallAbout {
   op: string;
   subject: string;
   signal: AbortSignal;
+  /** Milliseconds until the call is given up; default 30 s. Infinity: only the signal ends it. */
+  deadlineMs?: number;
 }
 
 type Definition = MethodDefinition<unknown, unknown>;
@@ -79,7 +81,7 @@ export class ContainerdChannel implements Disposable {
         responseDeserialize,
         create(method.input, request),
         metadataOf(scope),
-        { deadline: Date.now() + CALL_DEADLINE_MS },
+        { deadline: Date.now() + (about.deadlineMs ?? CALL_DEADLINE_MS) },
         (error: ServiceError | null, answer?: unknown) => {
           about.signal.removeEventListener('abort', cancel);
           if (error === null) resolve(answer as MessageShape<Out>);
@@ -99,7 +101,7 @@ export class ContainerdChannel implements Disposable {
   ): AsyncGenerator<MessageShape<Out>> {
     about.signal.throwIfAborted();
     const { path, requestSerialize, responseDeserialize } = this.definition(method.service, method.name);
-    const options = { deadline: Date.now() + CALL_DEADLINE_MS };
+    const options = { deadline: Date.now() + (about.deadlineMs ?? CALL_DEADLINE_MS) };
     const message = create(method.input, request);
     const stream = this.client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, message, metadataOf(scope), options);
     const cancel = (): void => stream.cancel();

@@ -4,7 +4,7 @@
  */
 
 import { EmptySchema } from '@bufbuild/protobuf/wkt';
-import { type Digest, sha256 } from '../../base/digest.ts';
+import { sha256 } from '../../base/digest.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
 import {
   Content,
@@ -23,7 +23,7 @@ import {
   Namespaces,
 } from '../gen/containerd/services/namespaces/v1/namespace_pb.ts';
 import { ContainerdChannel } from './channel.ts';
-import { type ContentFile, writeContent } from './content-write.ts';
+import { type NewContent, writeContent } from './content-write.ts';
 
 /** Should we die, containerd drops the lease itself: longer than any materialization may take. */
 const LEASE_EXPIRY_MS = 24 * 60 * 60_000;
@@ -51,7 +51,8 @@ export interface ContentInfo {
   labels: Readonly<Record<string, string>>;
 }
 
-async function unlessNotFound<T>(answer: Promise<T>): Promise<T | undefined> {
+/** What is not there is undefined. */
+export async function unlessNotFound<T>(answer: Promise<T>): Promise<T | undefined> {
   try {
     return await answer;
   } catch (error) {
@@ -62,7 +63,7 @@ async function unlessNotFound<T>(answer: Promise<T>): Promise<T | undefined> {
 
 /** Every method: errors are containerd's, as AppError; Unavailable when it does not answer; the signal's reason when that is aborted. */
 export class ContainerdClient implements Disposable {
-  private readonly channel: ContainerdChannel;
+  protected readonly channel: ContainerdChannel;
 
   /** Connects at the first call. */
   constructor(socketPath: string) {
@@ -110,8 +111,8 @@ export class ContainerdClient implements Disposable {
     return bytes;
   }
 
-  /** Writes a file as content under a lease; see {@link writeContent}. */
-  writeContent(namespace: string, lease: string, content: ContentFile & { digest: Digest }, signal: AbortSignal): Promise<void> {
+  /** Writes a file, or bytes, as content under a lease; see {@link writeContent}. */
+  writeContent(namespace: string, lease: string, content: NewContent, signal: AbortSignal): Promise<void> {
     return writeContent(this.channel, { namespace, lease }, content, signal);
   }
 

@@ -1,8 +1,8 @@
 /**
- * Writes one file into containerd's content store. Source of the exchange: containerd's public API, content.proto: STAT says where the
+ * Writes one file, or bytes, into containerd's content store. Source of the exchange: containerd's public API, content.proto: STAT says where the
  * write stands, each WRITE appends there, COMMIT ends it; containerd checks size and digest before the content counts.
  */
-import { type FileHandle, open } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Digest } from '../../base/digest.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
@@ -23,23 +23,48 @@ const CHUNK_DEADLINE_MS = 60_000;
 /** A commit waits until a whole layer is on the disk: 30 GiB at 100 MB/s. */
 const COMMIT_DEADLINE_MS = 5 * 60_000;
 
-export interface ContentFile {
-  path: string;
+export interface NewContent {
+  /** A file that holds it, or the bytes. */
+  source: { path: string } | { bytes: Uint8Array };
   digest: Digest;
   sizeBytes: number;
   labels: Readonly<Record<string, string>>;
+  /** Names the write in containerd: equal ones may not run at the same time, and go on where the other ended. Default: one a digest. */
+  ref?: string;
 }
 
+/** Reads at an offset, fewer bytes only at the end. */
+type ReadAt = (buffer: Buffer, lengthBytes: number, offsetBytes: number) => Promise<number>;
+
 /**
- * Writes the file's bytes as the content `digest`, going on where an earlier attempt ended. Content that exists is no error. May be called
+ * Writes a file or bytes as the content `digest`, going on where an earlier attempt ended. Content that exists is no error. May be called
  * again after any failure; one write of a digest and namespace at a time. Errors: DataLoss and FailedPrecondition (the bytes are not what
  * the digest names), Unavailable, those of containerd.
  */
-export async function writeContent(channel: ContainerdChannel, scope: Scope, content: ContentFile, signal: AbortSignal): Promise<void> {
-  await using file = await open(content.path, 'r');
+export async function writeContent(channel: ContainerdChannel, scope: Scope, content: NewContent, signal: AbortSignal): Promise<void> {
+  const { source } = content;
+  if ('bytes' in source) {
+    await write(
+      channel,
+      scope,
+      content,
+      async (buffer, length, offset) => {
+        const piece = source.bytes.subarray(offset, offset + length);
+        buffer.set(piece);
+        return piece.length;
+      },
+      signal,
+    );
+    return;
+  }
+  await using file = await open(source.path, 'r');
+  await write(channel, scope, content, async (buffer, length, offset) => (await file.read(buffer, 0, length, offset)).bytesRead, signal);
+}
+
+async function write(channel: ContainerdChannel, scope: Scope, content: NewContent, readAt: ReadAt, signal: AbortSignal): Promise<void> {
   const exchange = new Exchange(channel, scope, { op: 'write content', subject: content.digest, signal });
   try {
-    await sendAll(exchange, file, content);
+    await sendAll(exchange, readAt, content);
   } catch (error) {
     if (!isAppError(error, 'AlreadyExists')) throw error;
   } finally {
@@ -47,14 +72,14 @@ export async function writeContent(channel: ContainerdChannel, scope: Scope, con
   }
 }
 
-async function sendAll(exchange: Exchange, file: FileHandle, content: ContentFile): Promise<void> {
+async function sendAll(exchange: Exchange, readAt: ReadAt, content: NewContent): Promise<void> {
   const { digest, sizeBytes, labels } = content;
   const total = BigInt(sizeBytes);
-  const start = { action: WriteAction.STAT, ref: `overlaybd-materialize-${digest}`, total, expected: digest };
+  const start = { action: WriteAction.STAT, ref: content.ref ?? `overlaybd-materialize-${digest}`, total, expected: digest };
   let offsetBytes = Number((await exchange.ask(start, CHUNK_DEADLINE_MS)).offset);
   const buffer = Buffer.allocUnsafe(Math.min(CHUNK_BYTES, Math.max(1, sizeBytes)));
   while (offsetBytes < sizeBytes) {
-    const { bytesRead } = await file.read(buffer, 0, Math.min(buffer.length, sizeBytes - offsetBytes), offsetBytes);
+    const bytesRead = await readAt(buffer, Math.min(buffer.length, sizeBytes - offsetBytes), offsetBytes);
     if (bytesRead === 0) {
       throw new AppError('DataLoss', { op: 'write content', subject: digest, what: `${offsetBytes} bytes on disk, expected ${sizeBytes}` });
     }

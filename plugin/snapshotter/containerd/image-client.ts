@@ -1,0 +1,267 @@
+/**
+ * What image caches ask of containerd beyond pulls: image records, lasting leases, snapshots, unpacking, containers, events. As in
+ * containerd-client.ts, what is not there is undefined. Sources: containerd's public API; labels of its CRI plugin (pkg/cri/labels).
+ */
+import { EmptySchema } from '@bufbuild/protobuf/wkt';
+import { isAppError } from '../../base/errors.ts';
+import {
+  Containers,
+  ListContainersRequestSchema,
+  ListContainersResponseSchema,
+} from '../gen/containerd/services/containers/v1/containers_pb.ts';
+import { ApplyRequestSchema, ApplyResponseSchema, Diff } from '../gen/containerd/services/diff/v1/diff_pb.ts';
+import { EnvelopeSchema, Events, SubscribeRequestSchema } from '../gen/containerd/services/events/v1/events_pb.ts';
+import {
+  CreateImageRequestSchema,
+  CreateImageResponseSchema,
+  DeleteImageRequestSchema,
+  type Image,
+  Images,
+  ListImagesRequestSchema,
+  ListImagesResponseSchema,
+  UpdateImageRequestSchema,
+  UpdateImageResponseSchema,
+} from '../gen/containerd/services/images/v1/images_pb.ts';
+import {
+  AddResourceRequestSchema,
+  CreateRequestSchema,
+  CreateResponseSchema,
+  DeleteRequestSchema,
+  DeleteResourceRequestSchema,
+  Leases,
+  ListRequestSchema,
+  ListResponseSchema,
+} from '../gen/containerd/services/leases/v1/leases_pb.ts';
+import {
+  CommitSnapshotRequestSchema,
+  PrepareSnapshotRequestSchema,
+  PrepareSnapshotResponseSchema,
+  RemoveSnapshotRequestSchema,
+  Snapshots,
+  StatSnapshotRequestSchema,
+  StatSnapshotResponseSchema,
+  UsageRequestSchema,
+  UsageResponseSchema,
+  ViewSnapshotRequestSchema,
+  ViewSnapshotResponseSchema,
+} from '../gen/containerd/services/snapshots/v1/snapshots_pb.ts';
+import { Version, VersionResponseSchema } from '../gen/containerd/services/version/v1/version_pb.ts';
+import type { Mount } from '../gen/containerd/types/mount_pb.ts';
+import type { Scope } from './channel.ts';
+import { ContainerdClient, unlessNotFound } from './containerd-client.ts';
+
+/** Preparing an image reads its first blocks through the network; the snapshotter's own deadline is shorter. */
+const PREPARE_DEADLINE_MS = 10 * 60_000;
+
+/** A layer of 30 GiB unpacks at 100 MB/s in less. */
+const APPLY_DEADLINE_MS = 60 * 60_000;
+
+const METHODS = {
+  listImages: { service: Images, name: 'list', input: ListImagesRequestSchema, output: ListImagesResponseSchema },
+  createImage: { service: Images, name: 'create', input: CreateImageRequestSchema, output: CreateImageResponseSchema },
+  updateImage: { service: Images, name: 'update', input: UpdateImageRequestSchema, output: UpdateImageResponseSchema },
+  deleteImage: { service: Images, name: 'delete', input: DeleteImageRequestSchema, output: EmptySchema },
+  createLease: { service: Leases, name: 'create', input: CreateRequestSchema, output: CreateResponseSchema },
+  deleteLease: { service: Leases, name: 'delete', input: DeleteRequestSchema, output: EmptySchema },
+  listLeases: { service: Leases, name: 'list', input: ListRequestSchema, output: ListResponseSchema },
+  addResource: { service: Leases, name: 'addResource', input: AddResourceRequestSchema, output: EmptySchema },
+  deleteResource: { service: Leases, name: 'deleteResource', input: DeleteResourceRequestSchema, output: EmptySchema },
+  prepare: { service: Snapshots, name: 'prepare', input: PrepareSnapshotRequestSchema, output: PrepareSnapshotResponseSchema },
+  view: { service: Snapshots, name: 'view', input: ViewSnapshotRequestSchema, output: ViewSnapshotResponseSchema },
+  commit: { service: Snapshots, name: 'commit', input: CommitSnapshotRequestSchema, output: EmptySchema },
+  removeSnapshot: { service: Snapshots, name: 'remove', input: RemoveSnapshotRequestSchema, output: EmptySchema },
+  stat: { service: Snapshots, name: 'stat', input: StatSnapshotRequestSchema, output: StatSnapshotResponseSchema },
+  usage: { service: Snapshots, name: 'usage', input: UsageRequestSchema, output: UsageResponseSchema },
+  apply: { service: Diff, name: 'apply', input: ApplyRequestSchema, output: ApplyResponseSchema },
+  containers: { service: Containers, name: 'list', input: ListContainersRequestSchema, output: ListContainersResponseSchema },
+  version: { service: Version, name: 'version', input: EmptySchema, output: VersionResponseSchema },
+  subscribe: { service: Events, name: 'subscribe', input: SubscribeRequestSchema, output: EnvelopeSchema },
+} as const;
+
+/** A manifest, index or layer as containerd names it. */
+export interface ContentDescriptor {
+  digest: string;
+  mediaType: string;
+  sizeBytes: number;
+}
+
+export interface ImageRecord {
+  name: string;
+  labels: Readonly<Record<string, string>>;
+  target: ContentDescriptor;
+}
+
+/** Something that a lease keeps: `content`, or `snapshots/` and a snapshotter's name. */
+export interface LeaseResource {
+  type: string;
+  id: string;
+}
+
+/** A container as far as it uses an image. */
+export interface ContainerImage {
+  id: string;
+  /** Name of the image record that it was made from. */
+  image: string;
+}
+
+type Labels = Readonly<Record<string, string>>;
+
+function recordOf({ name, labels, target }: Image): ImageRecord {
+  const { digest = '', mediaType = '', size = 0n } = target ?? {};
+  return { name, labels, target: { digest, mediaType, sizeBytes: Number(size) } };
+}
+
+/** A descriptor as it goes over the wire. */
+function wireOf({ digest, mediaType, sizeBytes }: ContentDescriptor) {
+  return { digest, mediaType, size: BigInt(sizeBytes) };
+}
+
+/** Errors as those of {@link ContainerdClient}. */
+export class ImageClient extends ContainerdClient {
+  async version(signal: AbortSignal): Promise<string> {
+    return (await this.channel.call(METHODS.version, {}, {}, { op: 'ask for', subject: 'the version of containerd', signal })).version;
+  }
+
+  /** All image records of a namespace. */
+  async images(namespace: string, signal: AbortSignal): Promise<ImageRecord[]> {
+    const about = { op: 'list images of', subject: namespace, signal };
+    const { images } = await this.channel.call(METHODS.listImages, {}, { namespace }, about);
+    return images.map(recordOf);
+  }
+
+  /** Makes the record, or gives the one that has the name these labels (added to its own) and this target. */
+  async putImage(namespace: string, record: ImageRecord, signal: AbortSignal): Promise<void> {
+    const { name, labels, target } = record;
+    const image = { name, labels: { ...labels }, target: wireOf(target) };
+    const about = { op: 'write image record', subject: name, signal };
+    try {
+      await this.channel.call(METHODS.createImage, { image }, { namespace }, about);
+    } catch (error) {
+      if (!isAppError(error, 'AlreadyExists')) throw error;
+      const paths = ['target', ...Object.keys(labels).map((label) => `labels.${label}`)];
+      await this.channel.call(METHODS.updateImage, { image, updateMask: { paths } }, { namespace }, about);
+    }
+  }
+
+  /** Changes labels of a record; an empty value removes one. A record that is not there is no error. */
+  async labelImage(namespace: string, name: string, labels: Labels, signal: AbortSignal): Promise<void> {
+    const paths = Object.keys(labels).map((label) => `labels.${label}`);
+    const request = { image: { name, labels: { ...labels } }, updateMask: { paths } };
+    await unlessNotFound(
+      this.channel.call(METHODS.updateImage, request, { namespace }, { op: 'label image record', subject: name, signal }),
+    );
+  }
+
+  async deleteImage(namespace: string, name: string, signal: AbortSignal): Promise<void> {
+    await unlessNotFound(
+      this.channel.call(METHODS.deleteImage, { name }, { namespace }, { op: 'delete image record', subject: name, signal }),
+    );
+  }
+
+  /** Takes a lease that lasts until {@link dropLease}; one that exists is no error. */
+  async keepLease(namespace: string, id: string, labels: Labels, signal: AbortSignal): Promise<void> {
+    const request = { id, labels: { ...labels } };
+    try {
+      await this.channel.call(METHODS.createLease, request, { namespace }, { op: 'create lease', subject: id, signal });
+    } catch (error) {
+      if (!isAppError(error, 'AlreadyExists')) throw error;
+    }
+  }
+
+  /** Gives a lease back and waits until what nothing else keeps is collected. */
+  async dropLease(namespace: string, id: string, signal: AbortSignal): Promise<void> {
+    const about = { op: 'delete lease', subject: id, signal, deadlineMs: PREPARE_DEADLINE_MS };
+    await unlessNotFound(this.channel.call(METHODS.deleteLease, { id, sync: true }, { namespace }, about));
+  }
+
+  /** Ids of the leases that have this label with this value. */
+  async leases(namespace: string, label: string, value: string, signal: AbortSignal): Promise<string[]> {
+    const filters = [`labels."${label}"==${JSON.stringify(value)}`];
+    const about = { op: 'list leases of', subject: namespace, signal };
+    return (await this.channel.call(METHODS.listLeases, { filters }, { namespace }, about)).leases.map(({ id }) => id);
+  }
+
+  /** Makes a lease keep something that is there. */
+  async addToLease(namespace: string, id: string, resource: LeaseResource, signal: AbortSignal): Promise<void> {
+    const about = { op: 'add to lease', subject: `${id} ${resource.id}`, signal };
+    await this.channel.call(METHODS.addResource, { id, resource }, { namespace }, about);
+  }
+
+  async removeFromLease(namespace: string, id: string, resource: LeaseResource, signal: AbortSignal): Promise<void> {
+    const about = { op: 'remove from lease', subject: `${id} ${resource.id}`, signal };
+    await unlessNotFound(this.channel.call(METHODS.deleteResource, { id, resource }, { namespace }, about));
+  }
+
+  /** Makes an active snapshot. Undefined: the snapshotter has the committed one that the labels ask for. */
+  async prepareSnapshot(
+    scope: Scope,
+    snapshot: { snapshotter: string; key: string; parent: string; labels: Labels },
+    signal: AbortSignal,
+  ): Promise<Mount[] | undefined> {
+    const about = { op: 'prepare snapshot', subject: snapshot.key, signal, deadlineMs: PREPARE_DEADLINE_MS };
+    try {
+      return (await this.channel.call(METHODS.prepare, { ...snapshot, labels: { ...snapshot.labels } }, scope, about)).mounts;
+    } catch (error) {
+      if (isAppError(error, 'AlreadyExists')) return undefined;
+      throw error;
+    }
+  }
+
+  /** Makes a view of a committed snapshot: the snapshotter opens its device. */
+  async viewSnapshot(scope: Scope, snapshot: { snapshotter: string; key: string; parent: string }, signal: AbortSignal): Promise<void> {
+    const about = { op: 'view snapshot', subject: snapshot.parent, signal, deadlineMs: PREPARE_DEADLINE_MS };
+    await this.channel.call(METHODS.view, snapshot, scope, about);
+  }
+
+  /** Commits an active snapshot; that the name is taken is no error. */
+  async commitSnapshot(
+    scope: Scope,
+    snapshot: { snapshotter: string; key: string; name: string; labels: Labels },
+    signal: AbortSignal,
+  ): Promise<void> {
+    const about = { op: 'commit snapshot', subject: snapshot.name, signal, deadlineMs: PREPARE_DEADLINE_MS };
+    try {
+      await this.channel.call(METHODS.commit, { ...snapshot, labels: { ...snapshot.labels } }, scope, about);
+    } catch (error) {
+      if (!isAppError(error, 'AlreadyExists')) throw error;
+    }
+  }
+
+  async removeSnapshot(namespace: string, snapshotter: string, key: string, signal: AbortSignal): Promise<void> {
+    const about = { op: 'remove snapshot', subject: key, signal };
+    await unlessNotFound(this.channel.call(METHODS.removeSnapshot, { snapshotter, key }, { namespace }, about));
+  }
+
+  async hasSnapshot(namespace: string, snapshotter: string, key: string, signal: AbortSignal): Promise<boolean> {
+    const about = { op: 'look up snapshot', subject: key, signal };
+    return (await unlessNotFound(this.channel.call(METHODS.stat, { snapshotter, key }, { namespace }, about))) !== undefined;
+  }
+
+  /** Bytes that a snapshot itself takes; undefined when there is none. */
+  async snapshotBytes(namespace: string, snapshotter: string, key: string, signal: AbortSignal): Promise<number | undefined> {
+    const about = { op: 'measure snapshot', subject: key, signal };
+    const usage = await unlessNotFound(this.channel.call(METHODS.usage, { snapshotter, key }, { namespace }, about));
+    return usage === undefined ? undefined : Number(usage.size);
+  }
+
+  /** Unpacks a layer of the content store onto mounts; answers the digest of the uncompressed layer. */
+  async apply(namespace: string, layer: ContentDescriptor, mounts: readonly Mount[], signal: AbortSignal): Promise<string> {
+    const about = { op: 'unpack layer', subject: layer.digest, signal, deadlineMs: APPLY_DEADLINE_MS };
+    const request = { diff: wireOf(layer), mounts: [...mounts] };
+    return (await this.channel.call(METHODS.apply, request, { namespace }, about)).applied?.digest ?? '';
+  }
+
+  /** All containers of a namespace, ended ones that were not removed included. */
+  async containers(namespace: string, signal: AbortSignal): Promise<ContainerImage[]> {
+    const about = { op: 'list containers of', subject: namespace, signal };
+    const { containers } = await this.channel.call(METHODS.containers, {}, { namespace }, about);
+    return containers.map(({ id, image }) => ({ id, image }));
+  }
+
+  /** Topics of events (`/images/delete`) in a namespace that match, as they happen; ends with an error when containerd goes. */
+  async *events(namespace: string, topics: readonly string[], signal: AbortSignal): AsyncGenerator<string> {
+    const filters = topics.map((topic) => `topic==${JSON.stringify(topic)},namespace==${JSON.stringify(namespace)}`);
+    const about = { op: 'follow events of', subject: namespace, signal, deadlineMs: Number.POSITIVE_INFINITY };
+    for await (const { topic } of this.channel.read(METHODS.subscribe, { filters }, { namespace }, about)) yield topic;
+  }
+}
