@@ -9,6 +9,9 @@
  *                                   └ else ─► the best match
  */
 
+import { GIB } from '../../base/units.ts';
+import { parseQuantity } from './quantity.ts';
+
 const PREFIX = 'k8s.aliyun.com/';
 
 /** The seven annotations; the aliases are older names, and the new name wins. */
@@ -72,22 +75,15 @@ function readId(value: string): string | undefined {
   return /^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?$/.test(value) ? value : undefined;
 }
 
-const SIZE_UNITS_BYTES: Readonly<Record<string, number>> = {
-  '': 2 ** 30,
-  Mi: 2 ** 20,
-  Gi: 2 ** 30,
-  Ti: 2 ** 40,
-  M: 1e6,
-  G: 1e9,
-  T: 1e12,
-};
-
 /** A Kubernetes quantity in whole GiB, rounded up; a number without a unit is GiB, as in the vendor's API. */
 function readGib(value: string): number | undefined {
-  const match = /^([0-9]{1,7})(Mi|Gi|Ti|M|G|T)?$/.exec(value);
-  if (match === null) return undefined;
-  const gib = Math.ceil((Number(match[1]) * SIZE_UNITS_BYTES[match[2] ?? '']!) / 2 ** 30);
-  return gib <= MAX_EXTRA_GIB ? gib : undefined;
+  const gib = /^[0-9]{1,4}$/.test(value) ? Number(value) : gibOf(parseQuantity(value));
+  return gib !== undefined && gib <= MAX_EXTRA_GIB ? gib : undefined;
+}
+
+/** Whole GiB that hold so many bytes. */
+export function gibOf(bytes: number | undefined): number | undefined {
+  return bytes === undefined ? undefined : Math.ceil(bytes / GIB);
 }
 
 /** Reads a pod's annotations; all others are passed over. */

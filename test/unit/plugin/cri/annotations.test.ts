@@ -96,6 +96,8 @@ const TABLE: Row[] = [
       ['1Ti', 1024],
       ['10G', 10],
       ['2T', 1863],
+      ['1.5Gi', 2],
+      ['1e9', 1],
     ] as const
   ).map(
     ([value, gib]): Row => ({
@@ -105,7 +107,7 @@ const TABLE: Row[] = [
       rules: { extraEphemeralGib: gib },
     }),
   ),
-  ...['5001Gi', '-1Gi', '1.5Gi', '50gb', '50 Gi', 'Gi', '', '99999999', MIB_TEXT].map(
+  ...['5001Gi', '-1Gi', '1.5.1Gi', '50gb', '50 Gi', 'Gi', '', '99999999', MIB_TEXT].map(
     (value): Row => ({
       say: 'bad storage',
       annotations: { [A.extraEphemeral]: value },
