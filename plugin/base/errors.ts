@@ -80,6 +80,7 @@ export class AppError extends Error {
       what: text('what', text('message', 'failed')),
     };
     if (typeof v.retryAfterMs === 'number') options.retryAfterMs = v.retryAfterMs;
+    if (typeof v.details === 'object' && v.details !== null) options.details = factsOf(v.details);
     return new AppError(code, options);
   }
 
@@ -88,6 +89,12 @@ export class AppError extends Error {
     const what = this.message.slice(this.op.length + this.subject.length + 3);
     return { code: this.code, op: this.op, subject: this.subject, what, retryAfterMs: this.retryAfterMs, details: this.details };
   }
+}
+
+/** What is plain of an object that crossed a process border. */
+function factsOf(details: object): Record<string, string | number | boolean> {
+  const isPlain = (value: unknown): boolean => ['string', 'number', 'boolean'].includes(typeof value);
+  return Object.fromEntries(Object.entries(details).filter(([, value]) => isPlain(value)));
 }
 
 /** True for an {@link AppError}, with one of the given codes if any are given. */
