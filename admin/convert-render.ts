@@ -23,6 +23,13 @@ export function renderProgress(state: string, progress: Progress): string {
   return `${bar}  ${state}  layers ${layersDone}/${layersTotal}  read ${formatBytes(readBytes)} of ${formatBytes(sourceBytes)}  sent ${formatBytes(uploadedBytes)}`;
 }
 
+function measured({ measures }: JobView): [string, string][] {
+  if (measures === null) return [];
+  const { sourceBytes, resultBytes, elapsedMs } = measures;
+  const share = sourceBytes === 0 ? '' : ` (${((100 * resultBytes) / sourceBytes).toFixed(1)} %)`;
+  return [['cost', `${formatBytes(resultBytes)} for ${formatBytes(sourceBytes)}${share}, ${(elapsedMs / 1000).toFixed(1)} s`]];
+}
+
 export function renderJob(job: JobView): string {
   const { progress: p } = job;
   const rows = [
@@ -32,6 +39,7 @@ export function renderJob(job: JobView): string {
     ['asked for', `by ${job.trigger} at ${job.createdAt}`],
     ['ran', `${job.startTime ?? '-'} to ${job.endTime ?? '-'}, ${job.attempts} attempts`],
     ['layers', `${p.layersDone} of ${p.layersTotal} done, ${p.layersReused} of them were there already`],
+    ...measured(job),
     [
       'bytes',
       `${formatBytes(p.readBytes)} of ${formatBytes(p.sourceBytes)} read, ${formatBytes(p.convertedBytes)} converted, ${formatBytes(p.uploadedBytes)} sent`,

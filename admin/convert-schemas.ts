@@ -36,6 +36,14 @@ export const jobSchema = z
     createdAt: at,
     startTime: at.nullable(),
     endTime: at.nullable(),
+    measures: z
+      .object({
+        sourceBytes: z.int().openapi({ description: 'compressed layers of the images that were converted' }),
+        resultBytes: z.int().openapi({ description: 'layers of the results' }),
+        elapsedMs: z.int().openapi({ description: 'from the first request to the push of the tag' }),
+      })
+      .nullable()
+      .openapi({ description: 'of a successful job' }),
   })
   .openapi('ConvertJob');
 export type JobView = z.infer<typeof jobSchema>;

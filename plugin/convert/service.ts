@@ -25,14 +25,15 @@ import { DatabaseLedger } from './jobs/database-ledger.ts';
 import { type ConvertJob, jobOf } from './jobs/job.ts';
 import { runAttempt } from './jobs/job-process.ts';
 import { expectedDigestOf, JobQueue } from './jobs/job-queue.ts';
-import type { JobState } from './jobs/job-states.ts';
+import { JOB_STATES, type JobState } from './jobs/job-states.ts';
+import { type Budget, MeasureTotals, type ModeTotals, overBudget } from './jobs/measures.ts';
 import type { RegistryAccess } from './jobs/protocol.ts';
 import { openRegistry } from './jobs/registry-access.ts';
 import { Staging } from './jobs/staging.ts';
 import type { Delivery, NewNotification, Notification } from './notify/notification-rule.ts';
 import { Notifier } from './notify/notifier.ts';
 import { type ConvertRequest, layerOptionsOf } from './publish/request.ts';
-import type { Runtime } from './publish/tag-names.ts';
+import type { Mode, Runtime } from './publish/tag-names.ts';
 import { type ImageUser, type RemovedImage, removeImage } from './remove/image-remover.ts';
 import type { ConvertRule, NewRule, RuleChange } from './rules/rule.ts';
 import { RuleBook } from './rules/rule-book.ts';
@@ -78,6 +79,8 @@ export interface ConvertOptions {
   stagingBytes: number;
   jobDeadlineMs: number;
   pollIntervalMs: number;
+  /** What conversions of each mode may cost before it is said. */
+  budgets: Readonly<Record<Mode, Budget>>;
   /** Who on this node cannot be read without a manifest; asked before one is deleted. At most `limit`. */
   usersOf(digest: string, limit: number): readonly ImageUser[];
   /** Absent: no webhook is listened for. */
@@ -85,6 +88,13 @@ export interface ConvertOptions {
   clock?: Clock;
   /** Pauses between attempts at a notification; default about five hours of trying. */
   notificationRetryMs?: readonly number[];
+}
+
+export interface ConvertStatistics {
+  /** Jobs that are kept, by state. */
+  jobs: Record<JobState, number>;
+  /** Successful ones since the start. */
+  byMode: Readonly<Record<Mode, ModeTotals>>;
 }
 
 /** What the admin API and the rest of the control plane may ask for. Failures are AppError. */
@@ -109,6 +119,8 @@ export interface ConvertService {
   notifications(): Notification[];
   removeNotification(id: number): void;
   deliveries(options: { limit: number; before?: number }): Delivery[];
+  /** For the metrics. */
+  statistics(): ConvertStatistics;
   /** Deletes an image from its registry unless somebody here needs it; see {@link removeImage}. */
   removeImage(reference: string, signal: AbortSignal): Promise<RemovedImage>;
   /** The port that registries tell of pushes at; undefined without a webhook. */
@@ -139,6 +151,7 @@ class Service implements ConvertService {
   private readonly ruleBook: RuleBook;
   private readonly notifier: Notifier;
   private readonly staging: Staging;
+  private readonly totals = new MeasureTotals();
   private readonly stack = new AsyncDisposableStack();
   private cgroups = new CgroupParent('', new Map());
   private client!: RegistryClient;
@@ -199,6 +212,11 @@ class Service implements ConvertService {
     } catch (error) {
       this.options.logger.warn({ reason: describeError(error) }, 'the cgroups of conversions could not be removed');
     }
+  }
+
+  statistics(): ConvertStatistics {
+    const countOf = (state: JobState): [JobState, number] => [state, this.jobStore.countInState(state)];
+    return { jobs: Object.fromEntries(JOB_STATES.map(countOf)) as Record<JobState, number>, byMode: this.totals.byMode };
   }
 
   get webhookPort(): number | undefined {
@@ -355,6 +373,18 @@ class Service implements ConvertService {
       message: `${job.targetTag} names ${job.targetDigest}`,
     });
     this.notifier.onSuccess(job);
+    this.measured(job, subject);
+  }
+
+  private measured({ id, request: { mode }, measures }: ConvertJob, subject: string): void {
+    if (measures === null) return;
+    const over = overBudget(measures, this.options.budgets[mode]);
+    this.totals.add(mode, measures, over);
+    const atUs = this.clock.nowMs() * 1000;
+    for (const { what } of over) {
+      this.events.append({ atUs, type: 'convert-over-budget', subject, message: what });
+      this.jobStore.log(id, atUs, `over budget: ${what}`);
+    }
   }
 
   /** A registry told of a push: of the rules for that path, those of that registry hear of it. */

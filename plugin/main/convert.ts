@@ -11,9 +11,14 @@ export function startConversion(
 ): Promise<ConvertService> {
   const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
   const { concurrency, cpus, memoryBytes, stagingBytes, jobDeadlineMs, pollIntervalMs, webhookListen, webhookSecretFile } = config.convert;
+  const { fullSizePercent, fullTimePerGbMs, indexSizePercent, indexTimePerGbMs } = config.convert;
   return startConvert({
     database,
     usersOf,
+    budgets: {
+      full: { sizePercent: fullSizePercent, msPerGb: fullTimePerGbMs },
+      'index-only': { sizePercent: indexSizePercent, msPerGb: indexTimePerGbMs },
+    },
     rootDir: config.paths.root,
     registry: { hostsDir, plainHttp, responseTimeoutMs, stallTimeoutMs, ...(dockerConfig === undefined ? {} : { dockerConfig }) },
     logger,

@@ -47,6 +47,7 @@ export class ConvertBench implements AsyncDisposable {
       jobDeadlineMs: 120_000,
       pollIntervalMs: 200,
       usersOf: () => [],
+      budgets: { full: { sizePercent: 130, msPerGb: 25_000 }, 'index-only': { sizePercent: 3, msPerGb: 3_000 } },
       ...this.overrides,
     });
   }

@@ -371,6 +371,32 @@ export const SECTION_OPTIONS = {
       max: 24 * HOUR,
       reason: 'How often repositories of polling rules are looked at; each look is one request and one more for each tag',
     }),
+    full_size_percent: integer({
+      unit: 'percent',
+      default: 130,
+      min: 1,
+      max: 10_000,
+      reason: 'A full result larger than this share of its original (and 1 MiB) is an event convert-over-budget and counted in the metrics',
+    }),
+    full_time_per_gb: duration({
+      default: 25 * SECOND,
+      min: 100,
+      max: 24 * HOUR,
+      reason: 'So is a full conversion that takes longer than this for each GB of its original (and 10 s)',
+    }),
+    index_size_percent: integer({
+      unit: 'percent',
+      default: 3,
+      min: 1,
+      max: 10_000,
+      reason: 'As full_size_percent, for index-only results',
+    }),
+    index_time_per_gb: duration({
+      default: 3 * SECOND,
+      min: 100,
+      max: 24 * HOUR,
+      reason: 'As full_time_per_gb, for index-only conversions',
+    }),
     webhook_listen: optionalAddress({
       reason: 'Where registries tell of pushes (POST /v1/registry-events); needs webhook_secret_file. Unset: rules poll',
     }),

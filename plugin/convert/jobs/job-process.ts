@@ -35,6 +35,9 @@ export interface Attempt {
   onPid?(pid: number): void;
 }
 
+/** What was published, and how long it took. */
+export type AttemptResult = PublishResult & { elapsedMs: number };
+
 export interface ProcessParts {
   staging: Staging;
   cgroups: CgroupParent;
@@ -49,7 +52,7 @@ export class ProcessDied extends AppError {
 }
 
 /** Runs one attempt. Rejects with the process's failure, with {@link ProcessDied}, or with the signal's reason. */
-export async function runAttempt(attempt: Attempt, parts: ProcessParts): Promise<PublishResult> {
+export async function runAttempt(attempt: Attempt, parts: ProcessParts): Promise<AttemptResult> {
   const { name } = attempt;
   const { staging } = parts;
   const stagingDirectory = await staging.create(name);
@@ -78,7 +81,7 @@ async function makeCgroup({ name, limits, onLine }: Attempt, { cgroups, logger }
 class Running {
   private readonly attempt: Attempt;
   private readonly parts: ProcessParts;
-  private readonly process: WorkerProcess<PublishResult>;
+  private readonly process: WorkerProcess<AttemptResult>;
 
   constructor(attempt: Attempt, parts: ProcessParts, stagingDirectory: string, cgroup: JobCgroup | undefined) {
     this.attempt = attempt;
@@ -103,7 +106,7 @@ class Running {
     );
   }
 
-  async result(): Promise<PublishResult> {
+  async result(): Promise<AttemptResult> {
     const watch = setInterval(() => this.watchStaging(), WATCH_MS);
     try {
       const result = await this.process.run();

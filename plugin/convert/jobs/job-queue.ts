@@ -10,11 +10,10 @@ import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { formatRepository, type Repository } from '../../registry/reference.ts';
 import { NO_PROGRESS, type Progress } from '../publish/progress.ts';
-import type { PublishResult } from '../publish/publish.ts';
 import type { ConvertRequest } from '../publish/request.ts';
 import { acceleratedTag } from '../publish/tag-names.ts';
 import { type ConvertJob, jobOf, type Trigger } from './job.ts';
-import type { Attempt } from './job-process.ts';
+import type { Attempt, AttemptResult } from './job-process.ts';
 import { assertMove, isEnded, type JobState } from './job-states.ts';
 
 /** Jobs that wait; a registry that pushes more than this before one is done is served by asking again later. */
@@ -43,7 +42,7 @@ export interface QueueOptions {
   /** Processes at once. */
   concurrency: number;
   /** Runs one attempt; the queue gives what changes from job to job. */
-  run(job: ConvertJob, name: string, hooks: Pick<Attempt, 'signal' | 'onSource' | 'onProgress' | 'onLine'>): Promise<PublishResult>;
+  run(job: ConvertJob, name: string, hooks: Pick<Attempt, 'signal' | 'onSource' | 'onProgress' | 'onLine'>): Promise<AttemptResult>;
   /** Called inside the transaction that makes a job SUCCESS. */
   onSuccess(job: ConvertJob): void;
 }
@@ -251,7 +250,7 @@ export class JobQueue {
     this.wake(id);
   }
 
-  private succeeded(id: number, running: RunningJob, result: PublishResult): void {
+  private succeeded(id: number, running: RunningJob, result: AttemptResult): void {
     const { store, database, clock, onSuccess } = this.options;
     // Ended meanwhile: what was published stays, the row says what was asked.
     if (isEnded(this.row(id).state)) return;
@@ -261,6 +260,9 @@ export class JobQueue {
         targetDigest: result.targetDigest,
         progress: JSON.stringify(running.progress),
         endedUs: clock.nowMs() * 1000,
+        sourceBytes: result.sourceBytes,
+        resultBytes: result.resultBytes,
+        elapsedMs: result.elapsedMs,
       });
       onSuccess(jobOf(store.get(id)!));
     });

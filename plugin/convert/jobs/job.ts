@@ -4,6 +4,7 @@ import type { Repository } from '../../registry/reference.ts';
 import { type Progress, progressSchema } from '../publish/progress.ts';
 import { type ConvertRequest, convertRequestSchema } from '../publish/request.ts';
 import type { JobState } from './job-states.ts';
+import type { Measures } from './measures.ts';
 
 export type Trigger = 'manual' | 'webhook' | 'poll';
 
@@ -24,10 +25,14 @@ export interface ConvertJob {
   createdUs: number;
   startedUs: number | null;
   endedUs: number | null;
+  /** Of a successful job. */
+  measures: Measures | null;
 }
 
 export function jobOf(row: ConvertJobRow): ConvertJob {
   const { id, tag, targetTag, sourceDigest, targetDigest, state, attempts, createdUs, startedUs, endedUs } = row;
+  const { sourceBytes, resultBytes, elapsedMs } = row;
+  const isMeasured = sourceBytes !== null && resultBytes !== null && elapsedMs !== null;
   return {
     ...{ id, tag, targetTag, sourceDigest, targetDigest, state, attempts, createdUs, startedUs, endedUs },
     repository: { host: row.host, repository: row.repository },
@@ -35,5 +40,6 @@ export function jobOf(row: ConvertJobRow): ConvertJob {
     trigger: row.triggerKind,
     failure: row.failureCode === null ? null : { code: row.failureCode, message: row.failure ?? '' },
     progress: progressSchema.parse(JSON.parse(row.progress)),
+    measures: isMeasured ? { sourceBytes, resultBytes, elapsedMs } : null,
   };
 }

@@ -8,6 +8,7 @@ import { knownLayerSchema, type LayerEntry } from '../publish/ledger.ts';
 import { progressSchema } from '../publish/progress.ts';
 import { convertRequestSchema } from '../publish/request.ts';
 
+const size = z.int().min(0);
 const digest = z.custom<Digest>(isDigest, 'not sha256: and 64 hexadecimal digits');
 
 /** How registries are reached; never a secret, the process reads the credentials' file itself. */
@@ -54,7 +55,16 @@ export const fromWorkerSchema = z.discriminatedUnion('op', [
   z.strictObject({ op: z.literal('progress'), progress: progressSchema }),
   z.strictObject({ op: z.literal('log'), line: z.string() }),
   z.strictObject({ op: z.literal('ask'), id: z.int(), question: questionSchema }),
-  z.strictObject({ op: z.literal('done'), sourceDigest: digest, targetDigest: digest, targetTag: z.string(), isUnchanged: z.boolean() }),
+  z.strictObject({
+    op: z.literal('done'),
+    sourceDigest: digest,
+    targetDigest: digest,
+    targetTag: z.string(),
+    isUnchanged: z.boolean(),
+    sourceBytes: size,
+    resultBytes: size,
+    elapsedMs: size,
+  }),
   z.strictObject({ op: z.literal('failed'), error: errorSchema }),
 ]);
 export type FromWorker = z.infer<typeof fromWorkerSchema>;

@@ -95,6 +95,7 @@ function progressTeller(): { counter: ProgressCounter; flush: () => void } {
 async function convert(work: Work, ledger: LayerLedger): Promise<FromWorker> {
   const { host, repository, request, stagingDirectory, threads, maxLayerBytes, tag, expectedDigest } = work;
   const { counter, flush } = progressTeller();
+  const beginMs = performance.now();
   await using client = openRegistry(work.registry, createLogger('convert', work.logLevel));
   try {
     const result = await publishAccelerated(
@@ -114,7 +115,7 @@ async function convert(work: Work, ledger: LayerLedger): Promise<FromWorker> {
       { tag, ...(expectedDigest === undefined ? {} : { expectedDigest }) },
       (digest) => tell({ op: 'source', digest }),
     );
-    return { op: 'done', ...result };
+    return { op: 'done', ...result, elapsedMs: Math.round(performance.now() - beginMs) };
   } finally {
     flush();
   }

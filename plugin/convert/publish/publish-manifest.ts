@@ -42,8 +42,16 @@ export interface PublishContext {
   progress: ProgressCounter;
 }
 
-/** Converts one image and pushes everything but a tag; returns what was pushed. */
-export async function publishManifest(context: PublishContext, descriptor: Descriptor): Promise<ConvertedImage> {
+/** Bytes of the blobs. */
+export function sizeOf(blobs: readonly Descriptor[]): number {
+  return blobs.reduce((sum, blob) => sum + blob.sizeBytes, 0);
+}
+
+/** Converts one image and pushes everything but a tag; returns what was pushed, and the size of the image's own layers. */
+export async function publishManifest(
+  context: PublishContext,
+  descriptor: Descriptor,
+): Promise<{ image: ConvertedImage; sourceBytes: number }> {
   const { client, repository, signal, log, progress } = context;
   const source = await readSourceManifest(new RegistrySource(client, repository), descriptor, signal);
   const chainIds = chainIdsOf(source.config.diffIds);
@@ -53,7 +61,7 @@ export async function publishManifest(context: PublishContext, descriptor: Descr
   progress.add({
     layersDone: known.length,
     layersReused: known.length,
-    sourceBytes: layers.slice(known.length).reduce((sum, layer) => sum + layer.sizeBytes, 0),
+    sourceBytes: sizeOf(layers.slice(known.length)),
   });
   if (known.length > 0) log(`${known.length} of ${layers.length} layers are converted already`);
   const made = known.length === layers.length ? known : await buildRest(context, source, chainIds, known);
@@ -63,7 +71,7 @@ export async function publishManifest(context: PublishContext, descriptor: Descr
   await Promise.all(image.layers.map((layer) => limit(() => verifyBlob(client, repository, layer, signal))));
   await pushByDigest(context, image.manifest);
   progress.add({ imagesDone: 1 });
-  return image;
+  return { image, sourceBytes: sizeOf(layers) };
 }
 
 /**
@@ -133,7 +141,7 @@ async function buildRest(
   context.progress.add({
     layersDone: -known.length,
     layersReused: -known.length,
-    sourceBytes: again.reduce((sum, layer) => sum + layer.sizeBytes, 0),
+    sourceBytes: sizeOf(again),
   });
   return build(context, source, chainIds, [], undefined);
 }

@@ -9,7 +9,7 @@ import type { Descriptor } from '../../image/oci/descriptor.ts';
 import { encodeManifest, type Index, type Manifest, parseManifestOrIndex } from '../../image/oci/manifest.ts';
 import { ARTIFACT_TYPE, type ArtifactType, isManifestType, MEDIA_TYPE } from '../../image/oci/media-types.ts';
 import { fitsPlatform, isConverted, platformText, reasonToLeave } from './classify.ts';
-import { type PublishContext, publishManifest, pushByDigest } from './publish-manifest.ts';
+import { type PublishContext, publishManifest, pushByDigest, sizeOf } from './publish-manifest.ts';
 import { acceleratedTag } from './tag-names.ts';
 
 /** Platforms of one index; the largest official images have a dozen. */
@@ -27,6 +27,9 @@ export interface PublishResult {
   targetTag: string;
   /** True when the tag named this result before. */
   isUnchanged: boolean;
+  /** Compressed layers of the images that were converted, and the layers of their results. */
+  sourceBytes: number;
+  resultBytes: number;
 }
 
 /**
@@ -60,19 +63,23 @@ export async function publishAccelerated(
   const isUnchanged = (await resolveTag(context, targetTag)) === result.descriptor.digest;
   if (!isUnchanged) await client.putManifest(repository, targetTag, result.bytes, result.descriptor.mediaType, { signal });
   log(`${targetTag} ${isUnchanged ? 'names' : 'now names'} ${result.descriptor.digest}`);
-  return { sourceDigest: root.digest, targetDigest: result.descriptor.digest, targetTag, isUnchanged };
+  const { sourceBytes, resultBytes } = result;
+  return { sourceDigest: root.digest, targetDigest: result.descriptor.digest, targetTag, isUnchanged, sourceBytes, resultBytes };
 }
 
 interface Document {
   bytes: Uint8Array;
   descriptor: Descriptor;
+  sourceBytes: number;
+  resultBytes: number;
 }
 
 async function convertSingle(context: PublishContext, manifest: Manifest, descriptor: Descriptor): Promise<Document> {
   const reason = reasonToLeave(manifest);
   if (reason !== undefined) throw new AppError('InvalidArgument', { op: 'convert', subject: descriptor.digest, what: reason });
   context.progress.add({ imagesTotal: 1 });
-  return (await publishManifest(context, descriptor)).manifest;
+  const { image, sourceBytes } = await publishManifest(context, descriptor);
+  return { ...image.manifest, sourceBytes, resultBytes: sizeOf(image.layers) };
 }
 
 async function convertIndex(context: PublishContext, index: Index, root: Descriptor): Promise<Document> {
@@ -80,13 +87,17 @@ async function convertIndex(context: PublishContext, index: Index, root: Descrip
   context.progress.add({ imagesTotal: chosen.size });
   const manifests: Descriptor[] = [];
   let artifactType: ArtifactType = ARTIFACT_TYPE.native;
+  const sizes = { sourceBytes: 0, resultBytes: 0 };
   for (const entry of index.manifests) {
     if (!chosen.has(entry)) {
       manifests.push(entry);
       continue;
     }
     context.log(`converting ${platformText(entry)} (${entry.digest})`);
-    const { mediaType, digest, sizeBytes, artifactType: kind } = (await publishManifest(context, entry)).manifest.descriptor;
+    const { image, sourceBytes } = await publishManifest(context, entry);
+    sizes.sourceBytes += sourceBytes;
+    sizes.resultBytes += sizeOf(image.layers);
+    const { mediaType, digest, sizeBytes, artifactType: kind } = image.manifest.descriptor;
     // Of an index-only conversion an image whose layers all had to be converted in full is a full one.
     if (kind === ARTIFACT_TYPE.turbo) artifactType = kind;
     // The rest of the entry (platform, annotations) is what clients choose by.
@@ -103,7 +114,7 @@ async function convertIndex(context: PublishContext, index: Index, root: Descrip
   });
   const descriptor: Descriptor = { mediaType: MEDIA_TYPE.ociIndex, digest: sha256(bytes), sizeBytes: bytes.length };
   await pushByDigest(context, { bytes, descriptor });
-  return { bytes, descriptor };
+  return { bytes, descriptor, ...sizes };
 }
 
 /** The entries that are images to convert; why the others stay is said in the log. Throws InvalidArgument when none is. */

@@ -30,8 +30,17 @@ export const JOB: ConvertJob = {
   createdUs: US,
   startedUs: US,
   endedUs: null,
+  measures: null,
 };
-export const DONE: ConvertJob = { ...JOB, state: 'SUCCESS', targetDigest: `sha256:${'1'.repeat(64)}`, endedUs: US + 2_000_000 };
+export const DONE: ConvertJob = {
+  ...JOB,
+  state: 'SUCCESS',
+  targetDigest: `sha256:${'1'.repeat(64)}`,
+  endedUs: US + 2_000_000,
+  measures: { sourceBytes: 1000, resultBytes: 1200, elapsedMs: 1500 },
+};
+
+const TOTALS = { count: 3, sourceBytes: 3000, resultBytes: 3300, elapsedMs: 4500, overBudget: { size: 1, time: 0 } };
 
 const ruleOf = (rule: NewRule) => ({
   ...{ id: 1, repository: rule.repository, isEnabled: rule.isEnabled, request: rule.request, filter: rule.filter },
@@ -86,6 +95,7 @@ export function fakeConvert(overrides: Partial<ConvertService> = {}): ConvertSer
       },
       tags: [reference.split(':').at(-1)!],
     }),
+    statistics: () => ({ jobs: { PENDING: 1, BUILDING: 1, SUCCESS: 3, FAILED: 0 }, byMode: { full: TOTALS, 'index-only': TOTALS } }),
     webhookPort: undefined,
     complaint: undefined,
     stop: async () => {},

@@ -6,15 +6,16 @@ import { type Digest, sha256 } from '../../../../../plugin/base/digest.ts';
 import { AppError } from '../../../../../plugin/base/errors.ts';
 import { silentLogger } from '../../../../../plugin/base/log.ts';
 import type { ConvertJob } from '../../../../../plugin/convert/jobs/job.ts';
+import type { AttemptResult } from '../../../../../plugin/convert/jobs/job-process.ts';
 import { JobQueue, MAX_ATTEMPTS, MAX_PENDING_JOBS } from '../../../../../plugin/convert/jobs/job-queue.ts';
 import { assertMove, isEnded, JOB_MOVES, JOB_STATES } from '../../../../../plugin/convert/jobs/job-states.ts';
-import type { PublishResult } from '../../../../../plugin/convert/publish/publish.ts';
 import { convertRequestSchema } from '../../../../../plugin/convert/publish/request.ts';
 import { until } from '../../../../support/registry-client.ts';
 
 const request = convertRequestSchema.parse({});
 const D1 = sha256('1');
 const D2 = sha256('2');
+const MEASURES = { sourceBytes: 100, resultBytes: 110, elapsedMs: 1500 };
 
 interface FakeAttempt {
   job: ConvertJob;
@@ -37,11 +38,11 @@ function open(concurrency = 1): JobQueue {
     ...{ store: new ConvertJobStore(database), database, clock, logger: silentLogger, concurrency },
     onSuccess: (job) => told.push(job.id),
     run: (job, _, hooks) => {
-      const { promise, resolve, reject } = Promise.withResolvers<PublishResult>();
+      const { promise, resolve, reject } = Promise.withResolvers<AttemptResult>();
       hooks.signal.addEventListener('abort', () => reject(hooks.signal.reason), { once: true });
       attempts.push({
         job,
-        succeed: () => resolve({ sourceDigest: D1, targetDigest: D2, targetTag: job.targetTag, isUnchanged: false }),
+        succeed: () => resolve({ sourceDigest: D1, targetDigest: D2, targetTag: job.targetTag, isUnchanged: false, ...MEASURES }),
         fail: reject,
         saw: hooks.onSource,
         progress: (readBytes) => hooks.onProgress({ ...job.progress, readBytes }),
@@ -91,6 +92,7 @@ test('jobs run in order, as many as configured, and are told of once', async () 
   const [one, two] = [add('1'), add('2')];
   (await attempt(1)).succeed();
   await until(() => stateOf(one.id) === 'SUCCESS', 'the first');
+  expect(queue.get(one.id).measures).toEqual(MEASURES);
   expect(queue.get(one.id)).toMatchObject({ sourceDigest: D1, targetDigest: D2, attempts: 1, failure: null });
   (await attempt(2)).succeed();
   await until(() => stateOf(two.id) === 'SUCCESS', 'the second');

@@ -87,6 +87,7 @@ test('an image gets its twin beside it: documents as the reference writes them, 
   const source = store(registry, image, '1');
   const result = await publishAccelerated(context(), { tag: '1', expectedDigest: source });
   expect(result).toMatchObject({ sourceDigest: source, targetTag: '1_containerd_accelerated', isUnchanged: false });
+  expect(result).toMatchObject({ sourceBytes: image.layersSizeBytes, resultBytes: counter().convertedBytes });
   expect(registry.api.tags.get(`${REPOSITORY}:1`)).toBe(source);
   expect(registry.api.tags.get(`${REPOSITORY}:1_containerd_accelerated`)).toBe(result.targetDigest);
 
