@@ -5,12 +5,17 @@ import { DependencyStore, type DigestUser } from '../../db/dependency-store.ts';
 import { type EventRow, EventStore } from '../../db/event-store.ts';
 import { type ResolutionRow, ResolutionStore } from '../../db/resolution-store.ts';
 import { SnapshotStore } from '../../db/snapshot-store.ts';
+import type { Digest } from '../base/digest.ts';
 import { describeError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import type { BlobSource } from '../file/device-spec.ts';
+import { blobKeyOf } from '../file/store/blob-key.ts';
+import { blobsOfLayer } from './accelerated.ts';
 import { BlobWatch } from './blob-watch.ts';
 import { DecisionStore } from './decision-store.ts';
 import { DeviceManager } from './device-manager.ts';
 import { SnapshotDirectories } from './directories.ts';
+import { foundationOf } from './foundation.ts';
 import { Snapshots } from './gen/containerd/services/snapshots/v1/snapshots_pb.ts';
 import { serviceDefinitionOf } from './grpc-adapter.ts';
 import { snapshotsService } from './grpc-service.ts';
@@ -21,6 +26,7 @@ import { overlayOptions } from './overlay-support.ts';
 import type { BlockDevices, ImageMounter, ImageResolver } from './ports.ts';
 import { reconcileDirectories } from './reconcile.ts';
 import { resolveRemoteLayer } from './remote-layer.ts';
+import type { ServedLayer } from './served-layers.ts';
 import { Snapshotter } from './snapshotter.ts';
 import type { TwinPolicy } from './twin-policy.ts';
 import { serveOnSocket } from './unix-server.ts';
@@ -29,6 +35,7 @@ import { wallTimeUs } from './wall-time.ts';
 
 export type { DigestUser } from '../../db/dependency-store.ts';
 export type { BlockDevices, ImageMounter, ImageResolver } from './ports.ts';
+export type { ServedLayer } from './served-layers.ts';
 export type { TwinPolicy } from './twin-policy.ts';
 
 /** Garbage and unused devices that an earlier attempt could not remove are looked for this often. */
@@ -83,6 +90,31 @@ export interface SnapshotterService extends AsyncDisposable {
    * Oldest first, at most `limit`.
    */
   usersOf(digest: string, limit: number): DigestUser[];
+  /**
+   * Decides how an image is served, as its first Prepare would, with `resolver` in place of the node's own, and remembers it for that
+   * Prepare. Errors: ResourceExhausted, InvalidArgument (the reference).
+   */
+  plan(image: PlannedImage, resolver: ImageResolver): Promise<{ layers: readonly ServedLayer[]; reason: string | null }>;
+  /** Every blob that committed snapshots of this chain are read from. */
+  blobsOf(chainId: Digest): BlobSource[];
+}
+
+export interface PlannedImage {
+  reference: string;
+  manifestDigest: Digest;
+  /** Its layers carry annotations; else it is an ordinary image, which may have a twin. */
+  isAccelerated: boolean;
+}
+
+/** Blobs of all snapshots of a chain: several may stand on different parents. */
+function blobsOfChain(chainId: Digest, parts: { snapshots: SnapshotStore; directories: SnapshotDirectories }): BlobSource[] {
+  const blobs = new Map<string, BlobSource>();
+  for (const row of parts.snapshots.byChainRef(chainId)) {
+    if (row.kind !== 'committed' || row.brokenReason !== null) continue;
+    const { accelerated } = foundationOf('look up', row.key, row, parts);
+    for (const blob of accelerated?.layers.flatMap(blobsOfLayer) ?? []) blobs.set(blobKeyOf(blob), blob);
+  }
+  return [...blobs.values()];
 }
 
 /** Which manifest serves an ordinary image. */
@@ -115,15 +147,14 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
     ...(options.closeDelayMs === undefined ? {} : { closeDelayMs: options.closeDelayMs }),
     ...(options.freshMs === undefined ? {} : { freshMs: options.freshMs }),
   });
-  const decider = new ImageDecider({
-    resolver,
+  const decisions = new DecisionStore({ resolutions, snapshots, files: indexFiles });
+  const deciding = {
     devices: blockDevices,
-    indexLayers: new IndexLayers({ resolver, files: indexFiles }),
-    decisions: new DecisionStore({ resolutions, snapshots, files: indexFiles }),
+    decisions,
     twins: options.twins,
     logger,
     deadlineMs: options.resolveDeadlineMs,
-    onDecided: (decision) => {
+    onDecided: (decision: ImageDecision) => {
       const { image, lazyLayers, totalLayers, reason } = decision;
       const isOrdinary = decision.base !== null && decision.artifact === null;
       const what = isOrdinary
@@ -132,7 +163,10 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
       const message = reason === null ? what : `${what}: ${reason}`;
       events.append({ atUs: wallTimeUs(), type: 'image-resolved', subject: image, message });
     },
-  });
+  };
+  const deciderFor = (source: ImageResolver): ImageDecider =>
+    new ImageDecider({ ...deciding, resolver: source, indexLayers: new IndexLayers({ resolver: source, files: indexFiles }) });
+  const decider = deciderFor(resolver);
   const usage = new UsageMeter();
   const snapshotter = new Snapshotter({
     database,
@@ -193,6 +227,15 @@ export async function startSnapshotter(options: SnapshotterOptions, dependencies
       resolutions: (limit) => resolutions.list(limit),
       events: (limit, subject) => events.list(limit, subject),
       usersOf: (digest, limit) => needs.usersOf(digest, limit),
+      plan: async ({ reference, manifestDigest, isAccelerated }, source) => {
+        if (!isAccelerated && !options.twins.isEnabled) return { layers: [], reason: 'ordinary images are not served from twins' };
+        const own = deciderFor(source);
+        const decision = isAccelerated
+          ? await own.decide(reference, manifestDigest, { index: 0, digest: manifestDigest })
+          : await own.decideTwin(reference, manifestDigest, 0);
+        return { layers: decision.lazyLayers, reason: decision.reason };
+      },
+      blobsOf: (chainId) => blobsOfChain(chainId, { snapshots, directories }),
       [Symbol.asyncDispose]: () => stop({ unmount: false }),
     };
   } catch (error) {
