@@ -49,8 +49,11 @@ export class CredentialVault {
     return new CredentialVault(paths, clock, key, entries);
   }
 
-  /** Stores an entry, in the place of one with its id; durable, and seen by the data plane, when it resolves. */
-  async put(entry: NewEntry): Promise<void> {
+  /**
+   * Stores an entry, in the place of one with its id; durable, and seen by the data plane, when it resolves. A renewal is no use: it does
+   * not keep the entry from being the first to go.
+   */
+  async put(entry: NewEntry, { isUse = true }: { isUse?: boolean } = {}): Promise<void> {
     const nowMs = this.clock.nowMs();
     const known = this.entries.get(entry.id);
     const isSame =
@@ -60,9 +63,9 @@ export class CredentialVault {
       credentialFingerprint(known.credential) === credentialFingerprint(entry.credential) &&
       JSON.stringify(known.renewal) === JSON.stringify(entry.renewal);
     // A change of time alone is worth no flush of the disk.
-    if (isSame && nowMs - known.usedMs < USED_STEP_MS) return this.writing ?? Promise.resolve();
+    if (isSame && (!isUse || nowMs - known.usedMs < USED_STEP_MS)) return this.writing ?? Promise.resolve();
     this.entries.delete(entry.id);
-    this.entries.set(entry.id, { ...entry, savedMs: isSame ? known.savedMs : nowMs, usedMs: nowMs });
+    this.entries.set(entry.id, { ...entry, savedMs: isSame ? known.savedMs : nowMs, usedMs: isUse ? nowMs : (known?.usedMs ?? nowMs) });
     this.makeRoom();
     await this.write();
   }

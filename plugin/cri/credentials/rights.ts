@@ -1,0 +1,73 @@
+/**
+ * May somebody with these credentials have this image? The registry is asked for the manifest (one HEAD) with exactly those credentials, by
+ * a client of its own, so that nothing of another pod is borrowed. A consent is believed for a while; a refusal never.
+ */
+import { LRUCache } from 'lru-cache';
+import type { Clock } from '../../base/clock.ts';
+import { describeError, isAppError } from '../../base/errors.ts';
+import { type Credential, credentialFingerprint } from '../../registry/credentials.ts';
+import { formatRepository, type Reference, referenceObject } from '../../registry/reference.ts';
+
+/** Consents that are remembered: some images for each of a thousand pods. */
+const MAX_CONSENTS = 10_000;
+
+export interface Rights {
+  /** `unknown`: the registry did not answer, or has no such image any more. */
+  readonly verdict: 'granted' | 'refused' | 'unknown';
+  readonly reason: string;
+}
+
+/** One HEAD with nothing but `credential` for the registry itself. Errors as RegistryClient.resolve. */
+export type AskRegistry = (reference: Reference, object: string, credential: Credential | undefined, signal: AbortSignal) => Promise<void>;
+
+export interface RightsOptions {
+  readonly ask: AskRegistry;
+  readonly clock: Clock;
+  /** How long a consent is believed, in milliseconds. */
+  readonly ttlMs: number;
+  /** How long one question may take, in milliseconds. */
+  readonly deadlineMs: number;
+}
+
+export class RightsChecker {
+  private readonly options: RightsOptions;
+  private readonly consents = new LRUCache<string, number>({ max: MAX_CONSENTS });
+  private readonly asking = new Map<string, Promise<Rights>>();
+
+  constructor(options: RightsOptions) {
+    this.options = options;
+  }
+
+  /** Asks, or remembers. With `digest` that manifest is asked for, not what the tag names now. Rejects only with the signal's reason. */
+  async check(reference: Reference, digest: string | undefined, credential: Credential | undefined, signal: AbortSignal): Promise<Rights> {
+    const object = digest ?? referenceObject(reference);
+    const key = `${formatRepository(reference)} ${object} ${credentialFingerprint(credential)}`;
+    const untilMs = this.consents.get(key);
+    if (untilMs !== undefined && this.options.clock.monotonicMs() < untilMs) {
+      return { verdict: 'granted', reason: 'the registry consented a moment ago' };
+    }
+    // Thirty-two pods of one image ask once. The question has its own deadline, so that nobody's abort spoils it for others.
+    let asked = this.asking.get(key);
+    if (asked === undefined) {
+      asked = this.ask(reference, object, credential, key).finally(() => this.asking.delete(key));
+      this.asking.set(key, asked);
+    }
+    const rights = await asked;
+    signal.throwIfAborted();
+    return rights;
+  }
+
+  private async ask(reference: Reference, object: string, credential: Credential | undefined, key: string): Promise<Rights> {
+    const { ask, clock, ttlMs, deadlineMs } = this.options;
+    const timeout = AbortSignal.timeout(deadlineMs);
+    try {
+      await ask(reference, object, credential, timeout);
+      this.consents.set(key, clock.monotonicMs() + ttlMs);
+      return { verdict: 'granted', reason: 'the registry consents' };
+    } catch (error) {
+      if (!isAppError(error) && !timeout.aborted) throw error;
+      const isRefusal = isAppError(error, 'Unauthenticated', 'PermissionDenied');
+      return { verdict: isRefusal ? 'refused' : 'unknown', reason: describeError(error) };
+    }
+  }
+}
