@@ -6,6 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Agent, request } from 'undici';
 import { AppError } from '../base/errors.ts';
 import type { BlobSource, DeviceSpec } from '../file/device-spec.ts';
+import type { StoredBlob } from '../file/store/chunk-store.ts';
 import type { DeviceStatus } from './devices.ts';
 import type { DataPlaneEvent } from './events.ts';
 import type { PinStatus } from './pins.ts';
@@ -85,6 +86,16 @@ export class BlockdClient {
 
   async stats(signal: AbortSignal): Promise<DataPlaneStats> {
     return (await this.call('GET', '/stats', 'stats', signal)) as DataPlaneStats;
+  }
+
+  /** Blobs of the store, at most `limit`; see ChunkStore.list. */
+  async blobs(limit: number, signal: AbortSignal): Promise<StoredBlob[]> {
+    return (await this.call('GET', `/blobs?limit=${limit}`, 'blobs', signal)) as StoredBlob[];
+  }
+
+  /** Removes idle blobs until `bytes` are freed or none is left. */
+  async evict(bytes: number, signal: AbortSignal): Promise<{ blobs: number; bytes: number }> {
+    return (await this.call('POST', '/evict', 'store', signal, { bytes })) as { blobs: number; bytes: number };
   }
 
   /** Events after `sequence`, oldest first. */

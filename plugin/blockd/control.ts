@@ -9,6 +9,7 @@ import { z } from 'zod';
 import { AppError, describeError, ERROR_STATUS } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { blobSourceSchema } from '../file/device-spec.ts';
+import type { ChunkStore } from '../file/store/chunk-store.ts';
 import type { Devices } from './devices.ts';
 import type { EventRing } from './events.ts';
 import type { Fills } from './fills.ts';
@@ -24,6 +25,9 @@ const MAX_BODY_BYTES = 4 * 1024 * 1024;
 const MAX_DIGESTS = 10_000;
 
 const blobsSchema = z.array(blobSourceSchema).max(MAX_PINNED_BLOBS);
+const evictSchema = z.strictObject({ bytes: z.int().min(1) });
+/** Blobs of one answer: 150 bytes each. */
+const limitSchema = z.int().min(1).max(10_000);
 const digestsSchema = z.array(z.string().max(128)).max(MAX_DIGESTS);
 
 export interface ControlServices {
@@ -31,6 +35,7 @@ export interface ControlServices {
   fills: Fills;
   pins: Pins;
   events: EventRing;
+  store: Pick<ChunkStore, 'list' | 'evict'>;
   stats(): Promise<DataPlaneStats>;
   log: Logger;
 }
@@ -62,6 +67,8 @@ export function createControlApp(services: ControlServices): Hono {
     return c.json({});
   });
   app.post('/whole', async (c) => c.json(await pins.wholeOf(await bodyOf(c, digestsSchema))));
+  app.get('/blobs', (c) => c.json(services.store.list(checked(Number(c.req.query('limit')), limitSchema, c.req.path))));
+  app.post('/evict', async (c) => c.json(await services.store.evict((await bodyOf(c, evictSchema)).bytes)));
   app.get('/stats', async (c) => c.json(await services.stats()));
   app.get('/events', (c) => c.json(events.since(Number(c.req.query('since') ?? 0))));
   app.onError((error, c) => {

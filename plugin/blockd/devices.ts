@@ -44,7 +44,11 @@ export interface DeviceStatus {
   sizeBytes: number;
   layerCount: number;
   waiting: number;
+  /** Reads that the kernel asked for, and their bytes; `misses` of them found something missing. */
+  reads: number;
+  readBytes: number;
   misses: number;
+  stalls: number;
   failures: number;
   presentBytes: number;
   accessedBytes: number;
@@ -365,6 +369,7 @@ export class Devices {
 
   private statusOf(attachment: Attachment): DeviceStatus {
     const { instance, spec, state, detail, devicePath, connection, device } = attachment;
+    const counts = attachment.slot === undefined ? { reads: 0, bytes: 0 } : this.options.pool.countsOf(attachment.slot);
     const totals = { presentBytes: 0, accessedBytes: 0, blobBytes: 0 };
     for (const handle of device === undefined || device.closed.aborted ? [] : device.handles) {
       const counts = handle.counts();
@@ -383,7 +388,10 @@ export class Devices {
       sizeBytes: device?.sizeBytes ?? 0,
       layerCount: spec.layers.length,
       waiting: device?.waiting ?? 0,
+      reads: counts.reads,
+      readBytes: counts.bytes,
       misses: device?.misses ?? 0,
+      stalls: device?.stalls ?? 0,
       failures: device?.failures ?? 0,
       ...totals,
     };

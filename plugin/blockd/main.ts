@@ -177,7 +177,7 @@ async function main(): Promise<void> {
     residentBytes: process.memoryUsage.rss(),
   });
   const { createControlApp, listenControl } = await import('./control.ts');
-  await listenControl(createControlApp({ devices, fills, pins, events, stats, log }), path.join(config.paths.run, 'blockd.sock'));
+  await listenControl(createControlApp({ devices, fills, pins, events, store, stats, log }), path.join(config.paths.run, 'blockd.sock'));
 
   setInterval(() => {
     const silentMs = pool.longestSilenceMs();

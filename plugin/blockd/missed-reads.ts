@@ -19,6 +19,9 @@ const MAX_ROUNDS = 64;
 /** A container that is killed while its registry is away ends this soon. */
 const KILL_WATCH_MS = 500;
 
+/** A read that waits this long is one that a person notices. */
+const STALL_MS = 1000;
+
 interface Pending {
   abort: AbortController;
   tid: number;
@@ -53,6 +56,7 @@ export class MissedReads {
     const abort = new AbortController();
     this.pending.set(key, { abort, tid: miss.tid, isInterrupted: false });
     device.waiting += 1;
+    const beganMs = performance.now();
     const stopWaiting = (): void => abort.abort();
     device.closed.addEventListener('abort', stopWaiting, { once: true });
     try {
@@ -64,6 +68,7 @@ export class MissedReads {
     } finally {
       device.closed.removeEventListener('abort', stopWaiting);
       device.waiting -= 1;
+      if (performance.now() - beganMs >= STALL_MS) device.stalls += 1;
       this.pending.delete(key);
     }
   }

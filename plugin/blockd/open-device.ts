@@ -46,8 +46,9 @@ export class OpenDevice {
   readonly handles: readonly BlobHandle[];
   /** Gzip layers, whose inflated spans are blobs behind those of `handles`. */
   private readonly spans: readonly SpanSource[];
-  /** Reads that wait for bytes, and reads that ended in an error. */
+  /** Reads that wait for bytes, those that waited for a second or longer, and those that ended in an error. */
   waiting = 0;
+  stalls = 0;
   failures = 0;
   misses = 0;
   /** Lines about this device. */

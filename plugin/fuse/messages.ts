@@ -5,6 +5,8 @@ import type { SharedBlob } from '../file/store/blob-file.ts';
 /** What a worker needs to start. */
 export interface WorkerStart {
   epollFd: number;
+  /** Which worker it is, from 0: its row in a device's counts. */
+  index: number;
   /** Int32: [0] 1 = stop, [1] count of messages posted to the workers. */
   control: SharedArrayBuffer;
   /** Float64, see {@link STAT}; one array a worker. */
@@ -13,12 +15,14 @@ export interface WorkerStart {
 }
 
 export const CONTROL = { STOP: 0, MAIL: 1 } as const;
+/** Of one device in one worker: Float64, `COUNT` of them a row. */
+export const DEVICE_COUNT = { READS: 0, BYTES: 1, COUNT: 2 } as const;
 /** TID: the worker's thread, as /proc knows it. BEATS grows with each request and each wait, so that a worker which hangs anywhere is one whose count stands still. */
 export const STAT = { BEATS: 0, REQUESTS: 1, READS: 2, MISSES: 3, BYTES: 4, TID: 5, COUNT: 6 } as const;
 
 /** To a worker. A slot names one device in this process and is never used twice. */
 export type ToWorker =
-  | { type: 'add'; slot: number; fd: number; tables: DeviceTables; blobs: SharedBlob[] }
+  | { type: 'add'; slot: number; fd: number; tables: DeviceTables; blobs: SharedBlob[]; counts: SharedArrayBuffer }
   | { type: 'remove'; slot: number };
 
 export interface MissedRead {

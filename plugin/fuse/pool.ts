@@ -11,7 +11,7 @@ import type { SharedBlob } from '../file/store/blob-file.ts';
 import { addToEpoll, createEpoll, removeFromEpoll, wakeAll } from '../kernel/epoll.ts';
 import { isInDiskSleep } from '../kernel/killed.ts';
 import { lastErrno, libc, systemCallError } from '../kernel/libc.ts';
-import { CONTROL, type FromWorker, STAT, type ToWorker, type WorkerStart } from './messages.ts';
+import { CONTROL, DEVICE_COUNT, type FromWorker, STAT, type ToWorker, type WorkerStart } from './messages.ts';
 import { OUT_HEADER_BYTES, resendNotification } from './protocol.ts';
 
 const WORKER = path.join(import.meta.dirname, `worker${path.extname(import.meta.filename)}`);
@@ -57,6 +57,8 @@ export class FusePool {
   private lookedAtMs = 0;
   private readonly workers: Worker[] = [];
   private readonly descriptors = new Map<number, number>();
+  /** By slot; a row of {@link DEVICE_COUNT} for each worker. */
+  private readonly deviceCounts = new Map<number, Float64Array>();
   private readonly exits: Promise<void>[] = [];
   private readonly removals = new Map<number, { left: number; resolve: () => void }>();
   private readonly options: FusePoolOptions;
@@ -68,6 +70,7 @@ export class FusePool {
       const stats = new SharedArrayBuffer(STAT.COUNT * 8);
       const start: WorkerStart = {
         epollFd: this.epollFd,
+        index: i,
         control: this.control.buffer as SharedArrayBuffer,
         stats,
         maxBackground: options.maxBackground,
@@ -91,7 +94,9 @@ export class FusePool {
   add(fd: number, tables: DeviceTables, blobs: SharedBlob[], options: { isTakenOver: boolean }): number {
     const slot = this.nextSlot++;
     this.descriptors.set(slot, fd);
-    this.tell({ type: 'add', slot, fd, tables, blobs });
+    const counts = new SharedArrayBuffer(this.workers.length * DEVICE_COUNT.COUNT * 8);
+    this.deviceCounts.set(slot, new Float64Array(counts));
+    this.tell({ type: 'add', slot, fd, tables, blobs, counts });
     if (options.isTakenOver) {
       // A kernel before 6.9 answers EINVAL, and then the reads that the predecessor took are lost; the README names the version.
       const message = resendNotification();
@@ -109,6 +114,7 @@ export class FusePool {
     const fd = this.descriptors.get(slot);
     if (fd === undefined) return;
     this.descriptors.delete(slot);
+    this.deviceCounts.delete(slot);
     removeFromEpoll(this.epollFd, fd);
     await new Promise<void>((resolve) => {
       this.removals.set(slot, { left: this.workers.length, resolve });
@@ -143,6 +149,17 @@ export class FusePool {
     answer.writeUInt32LE(unique.low, 8);
     answer.writeUInt32LE(unique.high, 12);
     return libc.write(fd, answer.subarray(0, total), total) === total;
+  }
+
+  /** Reads that the kernel asked of one device, and their bytes, since it was added; zeros for a slot that is gone. */
+  countsOf(slot: number): { reads: number; bytes: number } {
+    const counts = this.deviceCounts.get(slot) ?? [];
+    const sums = { reads: 0, bytes: 0 };
+    for (let row = 0; row < counts.length; row += DEVICE_COUNT.COUNT) {
+      sums.reads += counts[row + DEVICE_COUNT.READS]!;
+      sums.bytes += counts[row + DEVICE_COUNT.BYTES]!;
+    }
+    return sums;
   }
 
   totals(): PoolStats {

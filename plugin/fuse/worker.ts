@@ -10,7 +10,7 @@ import { BlobFile } from '../file/store/blob-file.ts';
 import { loadCodec } from '../kernel/codecs.ts';
 import { EpollWaiter, rearm, removeFromEpoll } from '../kernel/epoll.ts';
 import { ERRNO, lastErrno, libc } from '../kernel/libc.ts';
-import { CONTROL, type FromWorker, STAT, type ToWorker, type WorkerStart } from './messages.ts';
+import { CONTROL, DEVICE_COUNT, type FromWorker, STAT, type ToWorker, type WorkerStart } from './messages.ts';
 import {
   IN_HEADER_BYTES,
   MAX_READ_BYTES,
@@ -34,6 +34,8 @@ const BURST = 64;
 interface Served {
   fd: number;
   file: RandomAccessFile;
+  /** This worker's row of the device's counts. */
+  counts: Float64Array;
 }
 
 const start = workerData as WorkerStart;
@@ -75,7 +77,9 @@ function readMail(): void {
       post({ type: 'removed', slot: message.slot });
     } else {
       const files = message.blobs.map((blob) => new BlobFile(blob));
-      devices.set(message.slot, { fd: message.fd, file: createDeviceFile(message.tables, files, codec) });
+      const row = start.index * DEVICE_COUNT.COUNT;
+      const counts = new Float64Array(message.counts).subarray(row, row + DEVICE_COUNT.COUNT);
+      devices.set(message.slot, { fd: message.fd, file: createDeviceFile(message.tables, files, codec), counts });
     }
   }
 }
@@ -95,6 +99,8 @@ function serveRead(slot: number, device: Served): void {
   const wanted = Math.min(request.readUInt32LE(IN_HEADER_BYTES + 16), MAX_READ_BYTES);
   const lengthBytes = Math.max(0, Math.min(wanted, device.file.sizeBytes - offsetBytes));
   stats[STAT.READS]! += 1;
+  device.counts[DEVICE_COUNT.READS]! += 1;
+  device.counts[DEVICE_COUNT.BYTES]! += lengthBytes;
   collector.slot = slot;
   collector.ranges = [];
   let isLocal = false;

@@ -64,6 +64,14 @@ export interface StoreUsage {
   degradedBy: string | undefined;
 }
 
+/** A blob that takes room. `open`: somebody reads it; `pinned`: it is kept; `idle`: it may be evicted. */
+export interface StoredBlob {
+  /** See blob-key.ts; the digest of an ordinary blob. */
+  key: string;
+  diskBytes: number;
+  use: 'open' | 'pinned' | 'idle';
+}
+
 /** Shared memory for presence flags of all open blobs: enough for 16 TiB of layers; more is a hostile manifest. */
 const MAX_PRESENCE_BYTES = 256 * MIB + 64 * 1024;
 
@@ -426,6 +434,28 @@ export class ChunkStore {
     this.tell({ kind: 'blob-corrupt', digest: handle.blob.digest, detail });
     await this.drop(handle, 0, handle.blob.sizeBytes);
     return 'corrupt';
+  }
+
+  /** At most `limit` of the blobs that take room: idle ones in the order in which they would be evicted, then pinned, then open ones. */
+  list(limit: number): StoredBlob[] {
+    const rows: StoredBlob[] = [];
+    for (const { key, diskBytes, isPinned } of this.tree.unused()) {
+      if (rows.length >= limit) return rows;
+      rows.push({ key, diskBytes, use: isPinned ? 'pinned' : 'idle' });
+    }
+    for (const { key, diskBytes } of this.openBlobs.values()) {
+      if (rows.length >= limit) return rows;
+      rows.push({ key, diskBytes, use: 'open' });
+    }
+    return rows;
+  }
+
+  /** Removes idle blobs, least recently used first, until `bytes` are freed or none is left. */
+  evict(bytes: number): Promise<{ blobs: number; bytes: number }> {
+    return this.roomLock.run(() => {
+      const usedBefore = this.ledger.usedBytes;
+      return this.tree.evict(() => bytes - (usedBefore - this.ledger.usedBytes), this.keys);
+    });
   }
 
   /** The account as the store knows it; after a checkpoint it equals `du` (see {@link refreshUsage}). */

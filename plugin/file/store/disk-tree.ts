@@ -122,13 +122,29 @@ export class DiskTree {
     return true;
   }
 
-  /** Removes idle blobs, oldest first, until `excess` is no longer positive or each was tried once. */
-  async evict(excess: () => number, keys: KeyedMutex): Promise<void> {
+  /** Blobs that nobody uses with their bytes: first those that may be evicted, in the order in which they would be, then pinned ones. */
+  *unused(): Generator<{ key: string; diskBytes: number; isPinned: boolean }> {
+    for (const [key, diskBytes] of this.idle) yield { key, diskBytes, isPinned: false };
+    for (const [key, diskBytes] of this.kept) yield { key, diskBytes, isPinned: true };
+  }
+
+  /** Removes idle blobs, oldest first, until `excess` is no longer positive or each was tried once. Answers what went. */
+  async evict(excess: () => number, keys: KeyedMutex): Promise<{ blobs: number; bytes: number }> {
+    const gone = { blobs: 0, bytes: 0 };
     for (let tries = this.idle.size; tries > 0 && excess() > 0; tries -= 1) {
-      const victim = this.idle.keys().next();
-      if (victim.done === true) return;
-      await keys.run(victim.value, () => this.remove(victim.value));
+      const [victim] = this.idle;
+      if (victim === undefined) break;
+      const [key, diskBytes] = victim;
+      await keys.run(key, async () => {
+        // Somebody may have come to use it while this waited for its turn.
+        if (this.idle.get(key) !== diskBytes) return;
+        await this.remove(key);
+        if (this.isUnused(key)) return;
+        gone.blobs += 1;
+        gone.bytes += diskBytes;
+      });
     }
+    return gone;
   }
 
   private async remove(key: string): Promise<void> {

@@ -78,7 +78,7 @@ async function serveDevice(spec: DeviceSpec): Promise<{ devicePath: string; targ
     fs.closeSync(ours);
     fs.closeSync(theirs);
   });
-  return { devicePath, target, messages, pool };
+  return { devicePath, target, messages, pool, slot };
 }
 
 const nativeSpec = (): DeviceSpec => ({
@@ -101,12 +101,15 @@ const erofsSpec = (): DeviceSpec => ({
 
 describe('devices through the kernel', () => {
   it('reads the same bytes as the reference, with 1 MiB reads, direct reads and readers in parallel', async () => {
-    const { devicePath } = await serveDevice(nativeSpec());
+    const { devicePath, pool, slot } = await serveDevice(nativeSpec());
     const { device_size, device_sha256 } = fixtureManifest().devices['native:l1+l2+l3']!;
     expect(fs.statSync(devicePath).size).toBe(device_size);
     const hash = async (flags: string): Promise<string> =>
       (await run('bash', ['-c', `set -o pipefail; dd if=${devicePath} bs=1M status=none ${flags} | sha256sum`])).stdout.split(' ')[0]!;
     expect(await Promise.all([hash(''), hash('iflag=direct'), hash('')])).toEqual([device_sha256, device_sha256, device_sha256]);
+    const { reads, bytes } = pool.countsOf(slot);
+    expect(bytes).toBeGreaterThanOrEqual(2 * device_size);
+    expect(pool.totals()).toMatchObject({ reads, bytes });
   });
 
   it('mounts ext4 on a loop device that goes with the mount', async () => {

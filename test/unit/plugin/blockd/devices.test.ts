@@ -53,7 +53,8 @@ async function setUp() {
       await store.close();
     });
     let slot = 0;
-    const pool = { add: () => ++slot, remove: async () => {}, answer: () => true } as unknown as FusePool;
+    const countsOf = () => ({ reads: 3, bytes: 4096 });
+    const pool = { add: () => ++slot, remove: async () => {}, answer: () => true, countsOf } as unknown as FusePool;
     const keeper = {
       list: async () => [...held],
       open: async (name: string, mountPath: string) => {

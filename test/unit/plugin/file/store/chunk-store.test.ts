@@ -263,6 +263,38 @@ describe('the budget', () => {
     await store.close();
   });
 
+  test('the ledger lists what takes room by its use, and idle blobs are evicted when somebody asks for room', async () => {
+    const { store } = await openStore({ rootDir: scratchDir() });
+    const all = [1, 2, 3, 4].map((seed) => bytesOf(70 + seed, 4 * UNIT));
+    const [oldest, newer, pinned, open] = all.map((bytes) => blobKeyOf(sourceOf(bytes)));
+    store.pin(sourceOf(all[2]!));
+    const handles = [];
+    for (const bytes of all) {
+      const handle = await store.acquire(sourceOf(bytes));
+      await put(store, handle, bytes, 0, 4);
+      handles.push(handle);
+    }
+    const listed = (limit: number) => store.list(limit).map(({ key, use }) => [key, use]);
+    const rest = [
+      [pinned, 'pinned'],
+      [open, 'open'],
+    ];
+    for (const [index, handle] of handles.slice(0, 3).entries()) {
+      handle.release();
+      await expect.poll(() => store.list(10).filter(({ use }) => use !== 'open').length, { timeout: 20_000 }).toBe(index + 1);
+    }
+    expect(listed(10)).toEqual([[oldest, 'idle'], [newer, 'idle'], ...rest]);
+    expect(listed(1)).toEqual([[oldest, 'idle']]);
+    const bytes = store.list(1)[0]!.diskBytes;
+    const used = store.usage().bytes;
+    expect(await store.evict(1)).toEqual({ blobs: 1, bytes });
+    expect(store.usage().bytes).toBeLessThanOrEqual(used - bytes);
+    expect(listed(10)).toEqual([[newer, 'idle'], ...rest]);
+    expect(await store.evict(2 ** 40)).toMatchObject({ blobs: 1 });
+    expect(listed(10)).toEqual(rest);
+    await store.close();
+  });
+
   test('without room bytes stay in memory, an event says so, and the store recovers when there is room again', async () => {
     const { store, events } = await openStore({ rootDir: scratchDir(), budgetBytes: 4 * UNIT });
     const a = bytesOf(40, 3 * UNIT);
