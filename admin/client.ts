@@ -2,11 +2,12 @@
 import http from 'node:http';
 import { AppError, errnoOf } from '../plugin/base/errors.ts';
 import { MIB } from '../plugin/base/units.ts';
+import { errorSchema } from './errors.ts';
 
 /** The largest page of a list is about 1 MiB; metrics of 1000 devices about the same. */
 const MAX_ANSWER_BYTES = 64 * MIB;
 
-export type AdminMethod = 'GET' | 'POST' | 'PATCH' | 'DELETE';
+export type AdminMethod = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
 
 export interface AdminRequest {
   socketPath: string;
@@ -106,6 +107,7 @@ export async function* watchAdmin(socketPath: string, path: string): AsyncGenera
   if (status >= 400) throw refusal('GET', path, status, text);
 }
 
+/** The service's error, as it was thrown there. */
 function refusal(method: string, path: string, status: number, text: string): AppError {
   let body: unknown;
   try {
@@ -113,6 +115,17 @@ function refusal(method: string, path: string, status: number, text: string): Ap
   } catch (error) {
     return new AppError('Internal', { op: method, subject: path, what: `status ${status} without a JSON body`, cause: error });
   }
-  const inner = typeof body === 'object' && body !== null && 'error' in body ? body.error : body;
-  return AppError.fromJSON(inner, { op: method, subject: path });
+  const wire = errorSchema.safeParse(body);
+  if (!wire.success) return new AppError('Internal', { op: method, subject: path, what: `status ${status} without a reason` });
+  const { message, details } = wire.data;
+  const { kind, op, subject, retryAfterMs, ...facts } = details;
+  return new AppError(kind, {
+    ...{ op, subject, what: message.slice(`${op} ${subject}: `.length) },
+    ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
+    details: Object.fromEntries(Object.entries(facts).flatMap(([name, fact]) => (isFact(fact) ? [[name, fact]] : []))),
+  });
+}
+
+function isFact(value: unknown): value is string | number | boolean {
+  return ['string', 'number', 'boolean'].includes(typeof value);
 }

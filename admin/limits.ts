@@ -25,3 +25,18 @@ export const MAX_REFERENCE_CHARS = 512;
 
 /** Callers that watch a conversion; each holds a connection of the 64. */
 export const WATCHERS_MAX = 32;
+
+/** Callers that watch image caches or the status page; together with those of conversions they leave connections for others. */
+export const PAGE_WATCHERS_MAX = 16;
+
+/** Between two looks at everything for the status page; people do not see faster ones. */
+export const OVERVIEW_INTERVAL_MS = 1000;
+
+/** A comment this often tells both ends of a silent stream of events that the other is there. */
+export const HEARTBEAT_MS = 15_000;
+
+/** Requests of one caller in a second: a script that loops over a page of caches needs 100. */
+export const READS_PER_SECOND = 500;
+
+/** Changes of one caller in a second; each is a flush of the database, about 1 ms. */
+export const CHANGES_PER_SECOND = 100;

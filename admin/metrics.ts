@@ -1,10 +1,15 @@
 /** Prometheus metrics: gauges read from the services at each scrape, and those of the process. Cardinality is bounded by the devices. */
 import { collectDefaultMetrics, Gauge, Registry } from 'prom-client';
+import { CACHE_STATES, type CacheService } from '../plugin/cache/service.ts';
 import type { AdminServices, DeviceRow } from './services.ts';
 
 const DEVICE_METRICS: readonly { name: string; help: string; of: (device: DeviceRow) => number }[] = [
   { name: 'layer_bytes', help: 'Bytes of the layers of a device', of: (d) => d.layerBytes },
   { name: 'present_bytes', help: 'Bytes of the layers that are local', of: (d) => d.presentBytes },
+  { name: 'reads_total', help: 'Reads that the kernel asked for', of: (d) => d.readCount },
+  { name: 'read_bytes_total', help: 'Bytes of these reads', of: (d) => d.readBytes },
+  { name: 'hits_total', help: 'Reads answered from local bytes', of: (d) => d.hitCount },
+  { name: 'stalls_total', help: 'Reads that waited for a second or longer', of: (d) => d.stallCount },
   { name: 'misses_total', help: 'Reads that needed the registry', of: (d) => d.missCount },
   { name: 'failures_total', help: 'Reads that ended in an I/O error', of: (d) => d.failureCount },
   { name: 'waiting_reads', help: 'Reads that wait for a registry now', of: (d) => d.waitingCount },
@@ -16,7 +21,7 @@ export interface Metrics {
   render(signal: AbortSignal): Promise<string>;
 }
 
-export function createMetrics(services: AdminServices): Metrics {
+export function createMetrics(services: AdminServices, caches: CacheService | undefined): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: 'overlaybd_sidecar_' });
   const registers = [registry];
@@ -37,6 +42,9 @@ export function createMetrics(services: AdminServices): Metrics {
   const requests = gauge('registry_requests_total', 'Range requests sent since blockd started, retries included');
   const retries = gauge('registry_retries_total', 'Range requests sent again since blockd started');
   const fetched = gauge('fetched_bytes_total', 'Bytes received from registries since blockd started', ['for']);
+  const cacheCount = gauge('image_caches', 'Image caches by owner and quota', ['owner', 'kind']);
+  const cacheStates = gauge('image_cache_states', 'Image caches by state', ['state']);
+  const cacheBytes = gauge('image_cache_bytes', 'Bytes of image caches by kind', ['kind']);
   const perDevice = DEVICE_METRICS.map(({ name, help, of }) => ({ of, metric: gauge(`device_${name}`, help, ['device', 'image']) }));
 
   const readStatus = async (signal: AbortSignal): Promise<void> => {
@@ -76,10 +84,22 @@ export function createMetrics(services: AdminServices): Metrics {
     }
   };
 
+  const readCaches = async (): Promise<void> => {
+    if (caches === undefined) return;
+    const usage = caches.usage();
+    cacheCount.set({ owner: 'user', kind: 'used' }, usage.usedImageCacheCount);
+    cacheCount.set({ owner: 'user', kind: 'max' }, usage.maxImageCacheCount);
+    cacheCount.set({ owner: 'system', kind: 'used' }, usage.usedAutoImageCacheCount);
+    cacheCount.set({ owner: 'system', kind: 'max' }, usage.maxAutoImageCacheCount);
+    for (const state of CACHE_STATES) cacheStates.set({ state }, caches.list({ status: state }, { limit: 1 }).totalCount);
+    cacheBytes.set({ kind: 'budget' }, usage.budgetBytes);
+    cacheBytes.set({ kind: 'committed' }, usage.committedBytes);
+  };
+
   return {
     contentType: registry.contentType,
     async render(signal) {
-      const parts = { snapshots: readStatus, store: readStore, devices: readDevices, traffic: readTraffic };
+      const parts = { snapshots: readStatus, store: readStore, devices: readDevices, traffic: readTraffic, caches: readCaches };
       const results = await Promise.allSettled(Object.values(parts).map((read) => read(signal)));
       for (const [index, part] of Object.keys(parts).entries()) up.set({ part }, results[index]?.status === 'fulfilled' ? 1 : 0);
       return registry.metrics();

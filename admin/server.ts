@@ -1,27 +1,25 @@
 /**
- * Where the admin API listens: always on a root-only unix socket, and on TCP with a bearer token when the configuration says so. Both
- * serve the same application.
+ * Where the admin API listens: always on a root-only unix socket, and on TCP with bearer tokens when the configuration says so. Both serve
+ * the same application, which is told who asks.
  */
-import { createHash, timingSafeEqual } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
 import { getRequestListener } from '@hono/node-server';
-import type { OpenAPIHono } from '@hono/zod-openapi';
-import { Hono } from 'hono';
 import { AppError, errnoOf } from '../plugin/base/errors.ts';
+import type { Audit } from './audit.ts';
+import { type Caller, NOBODY, SOCKET_CALLER } from './auth/scopes.ts';
+import type { AdminApp } from './context.ts';
 import { wireError } from './errors.ts';
 import { ANSWER_DEADLINE_MS, MAX_CONNECTIONS } from './limits.ts';
 
-const TOKEN = /^[\x21-\x7e]{16,512}$/;
-const TOKEN_FILE_MAX_BYTES = 1024;
-
 export interface AdminServerOptions {
-  app: OpenAPIHono;
+  app: AdminApp;
   /** Absolute path; its directory is made (0700) if missing. An older instance's socket is replaced. */
   socketPath: string;
   /** `address` is host:port. The configuration has already refused what is not loopback unless allowed. */
-  tcp?: { address: string; tokenFile: string };
+  tcp?: { address: string; callerOf(token: string): Caller | undefined; audit: Audit };
 }
 
 export interface AdminServer extends AsyncDisposable {
@@ -31,43 +29,29 @@ export interface AdminServer extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-/** Reads the token; refuses a file that others may read. Throws FailedPrecondition or NotFound, never with the token in it. */
-export function readTokenFile(file: string): string {
-  const refuse = (code: 'FailedPrecondition' | 'NotFound', what: string, cause?: unknown): AppError =>
-    new AppError(code, { op: 'read token', subject: file, what, cause });
-  let fd: number;
-  try {
-    fd = fs.openSync(file, 'r');
-  } catch (error) {
-    throw refuse('NotFound', `cannot be opened (${errnoOf(error) ?? 'unknown'})`, error);
-  }
-  try {
-    const { mode, size } = fs.fstatSync(fd);
-    if ((mode & 0o077) !== 0) throw refuse('FailedPrecondition', `mode ${(mode & 0o777).toString(8)} lets others read it; chmod 600`);
-    if (size > TOKEN_FILE_MAX_BYTES) throw refuse('FailedPrecondition', `longer than ${TOKEN_FILE_MAX_BYTES} bytes`);
-    const token = fs.readFileSync(fd, 'utf8').trim();
-    if (!TOKEN.test(token)) throw refuse('FailedPrecondition', 'must hold 16 to 512 printable characters without spaces');
-    return token;
-  } finally {
-    fs.closeSync(fd);
-  }
+/** The empty status page is for everybody: it asks for a token itself, and holds nothing. */
+function isStatusPage(request: Request): boolean {
+  const { pathname, search } = new URL(request.url);
+  return request.method === 'GET' && pathname === '/' && search === '';
 }
 
-/** The application behind a bearer token. */
-export function withBearerToken(app: OpenAPIHono, token: string): Hono {
-  const hash = (text: string): Buffer => createHash('sha256').update(text).digest();
-  const expected = hash(`Bearer ${token}`);
-  const guarded = new Hono();
-  guarded.use(async (c, next) => {
-    const given = c.req.header('authorization') ?? '';
-    // Hashes have one length and no order, so that the time taken says nothing about the token.
-    if (timingSafeEqual(hash(given), expected)) return next();
-    const what = given === '' ? 'a bearer token is required' : 'the token is wrong';
-    const { status, body } = wireError(new AppError('Unauthenticated', { op: 'authenticate', subject: 'request', what }));
-    return c.json(body, status, { 'www-authenticate': 'Bearer' });
-  });
-  guarded.route('/', app);
-  return guarded;
+/** The application behind bearer tokens. */
+export function withBearerTokens(app: AdminApp, { callerOf, audit }: NonNullable<AdminServerOptions['tcp']>) {
+  return async (request: Request): Promise<Response> => {
+    const requestId = randomUUID();
+    const given = request.headers.get('authorization');
+    const token = /^Bearer +(\S{1,600})$/i.exec(given ?? '')?.[1];
+    const caller = token === undefined ? undefined : callerOf(token);
+    if (caller !== undefined) return app.fetch(request, { caller, requestId });
+    if (given === null && isStatusPage(request)) return app.fetch(request, { caller: NOBODY, requestId });
+    const what = given === null ? 'a bearer token is required' : 'the token is wrong, removed or expired';
+    const { status, body, headers } = wireError(
+      new AppError('Unauthenticated', { op: 'authenticate', subject: 'request', what }),
+      requestId,
+    );
+    await audit.refused({ caller: NOBODY.name, action: request.method, path: new URL(request.url).pathname, status, requestId });
+    return Response.json(body, { status, headers: { ...headers, 'www-authenticate': 'Bearer' } });
+  };
 }
 
 function createServer(fetch: (request: Request) => Response | Promise<Response>): http.Server {
@@ -137,14 +121,13 @@ export async function startAdminServer({ app, socketPath, tcp }: AdminServerOpti
   try {
     if (tcp !== undefined) {
       const { host, port } = splitAddress(tcp.address);
-      const guarded = withBearerToken(app, readTokenFile(tcp.tokenFile));
-      const server = createServer((request) => guarded.fetch(request));
+      const server = createServer(withBearerTokens(app, tcp));
       servers.push(server);
       await listen(server, tcp.address, () => server.listen({ host, port, exclusive: true }));
       const bound = server.address();
       tcpPort = typeof bound === 'object' && bound !== null ? bound.port : undefined;
     }
-    const server = createServer((request) => app.fetch(request));
+    const server = createServer((request) => app.fetch(request, { caller: SOCKET_CALLER }));
     servers.push(server);
     await listenUnix(server, socketPath);
   } catch (error) {

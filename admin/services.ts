@@ -71,8 +71,16 @@ export const deviceSchema = z
     presentBytes: bytes,
     /** Of these, bytes that a container has read. */
     accessedBytes: bytes,
-    /** Reads that found something missing, since blockd started. */
+    /** Reads that the kernel asked for, since blockd started; so are the next ones. */
+    readCount: count,
+    /** Bytes of these reads. */
+    readBytes: bytes,
+    /** Reads that were answered from local bytes. */
+    hitCount: count,
+    /** Reads that found something missing. */
     missCount: count,
+    /** Reads that waited for the registry for a second or longer. */
+    stallCount: count,
     /** Reads that wait for the registry now. */
     waitingCount: count,
     /** Reads that ended in an I/O error. */
@@ -96,6 +104,22 @@ export const storeSchema = z
   })
   .openapi('Store');
 export type StoreStatus = z.infer<typeof storeSchema>;
+
+export const storeBlobSchema = z
+  .object({
+    /** The blob's digest, or the name that the store knows it by. */
+    blob: z.string(),
+    diskBytes: bytes,
+    /** open: a device reads it. pinned: an image cache keeps it. idle: it may be evicted. */
+    use: z.enum(['open', 'pinned', 'idle']),
+  })
+  .openapi('StoreBlob');
+export type StoreBlob = z.infer<typeof storeBlobSchema>;
+
+export const evictionSchema = z
+  .object({ freedBytes: bytes, evictedBlobs: count, usedBytes: bytes.openapi({ description: 'on disk afterwards' }) })
+  .openapi('Eviction');
+export type Eviction = z.infer<typeof evictionSchema>;
 
 export const trafficSchema = z
   .object({
@@ -152,6 +176,10 @@ export interface AdminServices {
   snapshots(signal: AbortSignal): Promise<readonly SnapshotRow[]>;
   devices(signal: AbortSignal): Promise<readonly DeviceRow[]>;
   store(signal: AbortSignal): Promise<StoreStatus>;
+  /** Of `totalCount` blobs at most `limit`: idle ones least recently used first, then pinned, then open ones. */
+  storeBlobs(limit: number, signal: AbortSignal): Promise<{ blobs: StoreBlob[]; totalCount: number }>;
+  /** Removes idle blobs, least recently used first, until `freeBytes` are freed or none is left. */
+  evict(freeBytes: number, signal: AbortSignal): Promise<Eviction>;
   traffic(signal: AbortSignal): Promise<Traffic>;
   /** Events that both processes still hold, merged by time. */
   events(signal: AbortSignal): Promise<readonly EventRow[]>;

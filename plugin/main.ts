@@ -8,8 +8,6 @@ import fs from 'node:fs';
 import { flushCompileCache } from 'node:module';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
-import { createAdminApp } from '../admin/app.ts';
-import { startAdminServer } from '../admin/server.ts';
 import { type Config, loadConfig } from './base/config/config.ts';
 import { describeError } from './base/errors.ts';
 import type { FromKeeper, ToKeeper } from './base/keeper-protocol.ts';
@@ -17,6 +15,7 @@ import { createLogger, type Logger } from './base/log.ts';
 import { BlockdClient } from './blockd/client.ts';
 import { checkIdmappedLowers, listMountPoints, mountDevice, unmountDevice } from './kernel/mount-device.ts';
 import { dieWithParent } from './kernel/process.ts';
+import { startAdmin } from './main/admin.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
 import { startConversion } from './main/convert.ts';
 import { createImageResolver } from './main/image-resolver.ts';
@@ -113,12 +112,7 @@ async function main(): Promise<void> {
     convert,
     materialize: (reference, signal) => materializer.materialize(reference, signal),
   });
-  const { socket, tcpListen, tcpTokenFile } = config.admin;
-  const admin = await startAdminServer({
-    app: createAdminApp({ services, convert, version, log: logger }),
-    socketPath: socket,
-    ...(tcpListen === undefined || tcpTokenFile === undefined ? {} : { tcp: { address: tcpListen, tokenFile: tcpTokenFile } }),
-  });
+  const admin = await startAdmin(config.admin, { database: service.database, services, convert, version }, logger);
   let isStopping = false;
   const stop = (unmount: boolean): void => {
     if (isStopping) return;

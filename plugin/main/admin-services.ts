@@ -3,9 +3,11 @@ import type {
   AdminServices,
   DeviceRow,
   EventRow,
+  Eviction,
   MaterializeResult,
   NodeStatus,
   SnapshotRow,
+  StoreBlob,
   StoreStatus,
   Traffic,
 } from '../../admin/services.ts';
@@ -101,7 +103,11 @@ export class GatheredAdminServices implements AdminServices {
       .map(({ id, image, state, detail, devicePath, sizeBytes, layerCount, presentBytes, accessedBytes, ...device }) => ({
         ...{ id, image, state, detail, devicePath, sizeBytes, layerCount, presentBytes, accessedBytes },
         layerBytes: device.blobBytes,
+        readCount: device.reads,
+        readBytes: device.readBytes,
+        hitCount: Math.max(0, device.reads - device.misses),
         missCount: device.misses,
+        stallCount: device.stalls,
         waitingCount: device.waiting,
         failureCount: device.failures,
       }))
@@ -118,6 +124,18 @@ export class GatheredAdminServices implements AdminServices {
       blobCount: store.blobs,
       degradedBy: store.degradedBy ?? null,
     };
+  }
+
+  async storeBlobs(limit: number, signal: AbortSignal): Promise<{ blobs: StoreBlob[]; totalCount: number }> {
+    const { store } = await this.parts.blockd.stats(signal);
+    const blobs = await this.parts.blockd.blobs(limit, signal);
+    return { blobs: blobs.map(({ key, diskBytes, use }) => ({ blob: key, diskBytes, use })), totalCount: store.blobs };
+  }
+
+  async evict(freeBytes: number, signal: AbortSignal): Promise<Eviction> {
+    const { blobs, bytes } = await this.parts.blockd.evict(freeBytes, signal);
+    const { store } = await this.parts.blockd.stats(signal);
+    return { freedBytes: bytes, evictedBlobs: blobs, usedBytes: store.bytes };
   }
 
   async traffic(signal: AbortSignal): Promise<Traffic> {

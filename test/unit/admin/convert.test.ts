@@ -1,15 +1,12 @@
 /** Conversion over the admin API: bodies are checked, the vendor's names are understood, progress comes as events. */
 import { expect, test } from 'vitest';
-import { createAdminApp } from '../../../admin/app.ts';
 import { WATCHERS_MAX } from '../../../admin/limits.ts';
 import { AppError } from '../../../plugin/base/errors.ts';
-import { silentLogger } from '../../../plugin/base/log.ts';
 import type { ConvertService } from '../../../plugin/convert/service.ts';
+import { fakeApp } from './fake-app.ts';
 import { fakeConvert, JOB } from './fake-convert.ts';
-import { fakeServices } from './fake-services.ts';
 
-const appOf = (overrides: Partial<ConvertService> = {}) =>
-  createAdminApp({ services: fakeServices(), convert: fakeConvert(overrides), version: '0.1.0', log: silentLogger });
+const appOf = (overrides: Partial<ConvertService> = {}) => fakeApp({ convert: fakeConvert(overrides) }).app;
 
 // biome-ignore lint/suspicious/noExplicitAny: answers are compared, not used
 async function ask(method: string, path: string, body?: unknown, app = appOf()): Promise<{ status: number; body: any }> {
@@ -37,7 +34,7 @@ test('a conversion is queued with its defaults; what is unknown or out of range 
     { reference: 'a:1', blockKib: 5 },
     { reference: 'a:1', platforms: ['Linux'] },
   ]) {
-    expect(await ask('POST', '', wrong)).toMatchObject({ status: 400, body: { error: { code: 'InvalidArgument' } } });
+    expect(await ask('POST', '', wrong)).toMatchObject({ status: 400, body: { code: 'InvalidArgument' } });
   }
 });
 

@@ -29,7 +29,11 @@ export const DEVICE: DeviceRow = {
   layerBytes: 2 ** 20,
   presentBytes: 65_536,
   accessedBytes: 4096,
+  readCount: 10,
+  readBytes: 40_960,
+  hitCount: 8,
   missCount: 2,
+  stallCount: 1,
   waitingCount: 1,
   failureCount: 0,
 };
@@ -65,6 +69,14 @@ export function fakeServices(overrides: Partial<AdminServices> = {}): AdminServi
       blobCount: 3,
       degradedBy: null,
     }),
+    storeBlobs: async (limit) => {
+      const blobs = [
+        { blob: `sha256:${'a'.repeat(64)}`, diskBytes: 300, use: 'idle' as const },
+        { blob: `sha256:${'b'.repeat(64)}`, diskBytes: 200, use: 'open' as const },
+      ];
+      return { blobs: blobs.slice(0, limit), totalCount: blobs.length };
+    },
+    evict: async (freeBytes) => ({ freedBytes: Math.min(freeBytes, 300), evictedBlobs: 1, usedBytes: 200 }),
     traffic: async () => ({
       readCount: 10,
       readBytes: 40_960,

@@ -3,15 +3,13 @@ import { execFile } from 'node:child_process';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { createAdminApp } from '../../../admin/app.ts';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { sha256 } from '../../../plugin/base/digest.ts';
-import { silentLogger } from '../../../plugin/base/log.ts';
 import { buildImage, layerOfEntries } from '../../support/oci-image.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { tarOf } from '../../support/tar.ts';
+import { fakeApp } from './fake-app.ts';
 import { DONE, fakeConvert, JOB } from './fake-convert.ts';
-import { fakeServices } from './fake-services.ts';
 
 const program = join(import.meta.dirname, '../../../admin/obdctl.ts');
 let scratch: Scratch;
@@ -32,7 +30,7 @@ beforeAll(async () => {
       })(),
   });
   server = await startAdminServer({
-    app: createAdminApp({ services: fakeServices(), convert, version: '0.1.0', log: silentLogger }),
+    app: fakeApp({ convert }).app,
     socketPath: socket,
   });
 });

@@ -3,10 +3,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { createAdminApp } from '../../../admin/app.ts';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
-import { silentLogger } from '../../../plugin/base/log.ts';
-import { fakeConvert } from './fake-convert.ts';
+import { fakeApp } from './fake-app.ts';
 import { fakeServices } from './fake-services.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'obd-ctl-'));
@@ -21,7 +19,7 @@ beforeAll(async () => {
     return { ...(await services.status(signal)), isReady, degraded: isReady ? [] : ['blockd is down'] };
   };
   server = await startAdminServer({
-    app: createAdminApp({ services: { ...services, status }, convert: fakeConvert(), version: '0.1.0', log: silentLogger }),
+    app: fakeApp({ services: { ...services, status } }).app,
     socketPath: socket,
   });
 });

@@ -2,23 +2,28 @@ import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
-import { createAdminApp } from '../../../admin/app.ts';
+import { readTokenFile, TokenFile } from '../../../admin/auth/token-file.ts';
 import { callAdmin, isUnreachable } from '../../../admin/client.ts';
-import { type AdminServer, readTokenFile, startAdminServer } from '../../../admin/server.ts';
+import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
-import { fakeConvert } from './fake-convert.ts';
-import { fakeServices } from './fake-services.ts';
+import { fakeApp, memoryTokens } from './fake-app.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'obd-admin-'));
-const app = createAdminApp({ services: fakeServices(), convert: fakeConvert(), version: '0.1.0', log: silentLogger });
+const { app, audit, tokens } = fakeApp({ tokens: memoryTokens() });
 const servers: AdminServer[] = [];
 afterEach(async () => {
   for (const server of servers.splice(0)) await server.close();
 });
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
 
-async function start(options: Omit<Parameters<typeof startAdminServer>[0], 'app'>): Promise<AdminServer> {
-  const server = await startAdminServer({ app, ...options });
+async function start(options: { socketPath: string; tcp?: { address: string; tokenFile: string } }): Promise<AdminServer> {
+  const { socketPath, tcp } = options;
+  const file = tcp === undefined ? undefined : new TokenFile(tcp.tokenFile, silentLogger);
+  const callerOf = (text: string) => tokens.callerOf(text) ?? file?.callerOf(text);
+  const server = await startAdminServer({
+    ...{ app, socketPath },
+    ...(tcp === undefined ? {} : { tcp: { address: tcp.address, callerOf, audit } }),
+  });
   servers.push(server);
   return server;
 }

@@ -32,7 +32,9 @@ function localBlob(name: string): BlobSource {
 }
 
 /** Serves a device from local files; answers its path and the messages that its workers send. */
-async function serveDevice(spec: DeviceSpec): Promise<{ devicePath: string; target: string; messages: FromWorker[]; pool: FusePool }> {
+async function serveDevice(
+  spec: DeviceSpec,
+): Promise<{ devicePath: string; target: string; messages: FromWorker[]; pool: FusePool; slot: number }> {
   const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'obd-fuse-'));
   cleanUps.push(() => fs.rmSync(scratch, { recursive: true }));
   const store = await ChunkStore.open({

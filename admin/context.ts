@@ -1,0 +1,20 @@
+/** What every request of the admin API carries: who asks, and a number to find it by. */
+import type { OpenAPIHono } from '@hono/zod-openapi';
+import type { Context } from 'hono';
+import type { Caller } from './auth/scopes.ts';
+
+export interface AdminEnv {
+  /** Set by the server that took the request; absent in tests, which are as good as root. */
+  Bindings: { caller?: Caller; requestId?: string };
+  Variables: {
+    caller: Caller;
+    requestId: string;
+    /** The vendor's action that is a change, for the audit log. */
+    changeAction?: string;
+    /** The caller lacked the scope, and the handler has answered so itself. */
+    isRefused?: boolean;
+  };
+}
+
+export type AdminApp = OpenAPIHono<AdminEnv>;
+export type AdminContext = Context<AdminEnv>;

@@ -1,0 +1,110 @@
+/**
+ * What every request passes before its handler: it gets a number, its caller must have the scope, browsers on other sites are kept out,
+ * and rate, body and content type have limits. Changes and refusals go to the audit log.
+ */
+import { randomUUID } from 'node:crypto';
+import { isIP } from 'node:net';
+import { bodyLimit } from 'hono/body-limit';
+import { RateLimiterMemory, RateLimiterRes } from 'rate-limiter-flexible';
+import { AppError } from '../plugin/base/errors.ts';
+import type { Audit } from './audit.ts';
+import { isReading, mayDo, SOCKET_CALLER, scopeOf } from './auth/scopes.ts';
+import type { AdminApp, AdminContext } from './context.ts';
+import { RequestRefusal } from './errors.ts';
+import { CHANGES_PER_SECOND, MAX_REQUEST_BYTES, READS_PER_SECOND } from './limits.ts';
+
+export interface RateLimits {
+  readsPerSecond: number;
+  changesPerSecond: number;
+}
+
+const DEFAULT_RATES: RateLimits = { readsPerSecond: READS_PER_SECOND, changesPerSecond: CHANGES_PER_SECOND };
+
+const JSON_TYPE = /^application\/(?:[a-z0-9.-]+\+)?json(?:\s*;|$)/i;
+const FORM_TYPE = /^application\/x-www-form-urlencoded(?:\s*;|$)/i;
+
+/** Throws PermissionDenied when the caller's token lacks the scope. */
+export function demandScope(c: AdminContext, scope: Parameters<typeof mayDo>[1]): void {
+  const caller = c.get('caller');
+  if (mayDo(caller, scope)) return;
+  const subject = `${c.req.method} ${c.req.path.slice(0, 200)}`;
+  const what = `the token has the scopes ${caller.scopes.join(', ') || 'none'}, and this takes ${scope}`;
+  throw new AppError('PermissionDenied', { op: 'authorize', subject, what, details: { scope } });
+}
+
+/**
+ * A browser reaches this API through a forwarded port or with a token of its page; a script of another site must not do so with the
+ * browser's help. Browsers name the site that asks (Sec-Fetch-Site); a name that was made to point here would be a name in Host.
+ */
+function refuseOtherSites(c: AdminContext): void {
+  const site = c.req.header('sec-fetch-site');
+  if (site === undefined) return;
+  const host = (c.req.header('host') ?? '').replace(/:\d+$/, '').replace(/^\[|\]$/g, '');
+  if ((site === 'same-origin' || site === 'none') && (host === 'localhost' || isIP(host) !== 0)) return;
+  const what = `browsers may ask from its own page, at localhost or an address; this came from ${site} to ${host.slice(0, 100)}`;
+  throw new AppError('PermissionDenied', { op: 'accept', subject: 'request', what });
+}
+
+/** A request with a body must say that it is what the path takes. */
+function checkContentType(c: AdminContext): void {
+  const hasBody = (c.req.header('content-length') ?? '0') !== '0' || c.req.header('transfer-encoding') !== undefined;
+  if (!hasBody) return;
+  const given = c.req.header('content-type') ?? '';
+  const [expected, pattern] = c.req.path === '/' ? ['application/x-www-form-urlencoded', FORM_TYPE] : ['application/json', JSON_TYPE];
+  if (pattern.test(given)) return;
+  const what = `content type ${JSON.stringify(given.slice(0, 100))} is not ${expected}`;
+  throw new RequestRefusal(415, 'InvalidArgument', { op: 'read', subject: 'request body', what });
+}
+
+async function takeTurn(limiter: RateLimiterMemory, caller: string): Promise<void> {
+  try {
+    await limiter.consume(caller);
+  } catch (limited) {
+    if (!(limited instanceof RateLimiterRes)) throw limited;
+    const what = `more than ${limiter.points} such requests in a second`;
+    throw new RequestRefusal(429, 'ResourceExhausted', { op: 'accept', subject: 'request', what, retryAfterMs: limited.msBeforeNext });
+  }
+}
+
+/** Adds the guards; they run before every handler that is added afterwards. */
+export function addGuards(app: AdminApp, audit: Audit, rates: RateLimits = DEFAULT_RATES): void {
+  const reads = new RateLimiterMemory({ points: rates.readsPerSecond, duration: 1 });
+  const changes = new RateLimiterMemory({ points: rates.changesPerSecond, duration: 1 });
+
+  app.use(async (c, next) => {
+    const requestId = c.env?.requestId ?? randomUUID();
+    const caller = c.env?.caller ?? SOCKET_CALLER;
+    c.set('requestId', requestId);
+    c.set('caller', caller);
+    await next();
+    c.header('x-request-id', requestId);
+    const { method, path } = c.req;
+    const { status } = c.res;
+    const action = c.get('changeAction');
+    const entry = { caller: caller.name, action: action ?? method, path, status, requestId };
+    const isRefused = c.get('isRefused') === true || (c.error instanceof AppError && c.error.code === 'PermissionDenied');
+    if (isRefused) await audit.refused(entry);
+    else if (action !== undefined || !isReading(method, path)) audit.change(entry);
+  });
+  app.use(async (c, next) => {
+    refuseOtherSites(c);
+    const { method, path } = c.req;
+    demandScope(c, scopeOf(method, path));
+    await takeTurn(isReading(method, path) ? reads : changes, c.get('caller').name);
+    checkContentType(c);
+    await next();
+  });
+  app.use(
+    bodyLimit({
+      maxSize: MAX_REQUEST_BYTES,
+      onError: () => {
+        throw new RequestRefusal(413, 'InvalidArgument', {
+          op: 'read',
+          subject: 'request body',
+          what: `longer than ${MAX_REQUEST_BYTES} bytes`,
+          details: { limitBytes: MAX_REQUEST_BYTES },
+        });
+      },
+    }),
+  );
+}
