@@ -9,6 +9,7 @@ import type { BlobSource, DeviceSpec } from '../file/device-spec.ts';
 import type { StoredBlob } from '../file/store/chunk-store.ts';
 import type { DeviceStatus } from './devices.ts';
 import type { DataPlaneEvent } from './events.ts';
+import type { Grant } from './grants.ts';
 import type { PinStatus } from './pins.ts';
 import type { DataPlaneStats } from './stats.ts';
 
@@ -61,9 +62,14 @@ export class BlockdClient {
     return (await this.insist('POST', `/pins/${owner}/fill`, source.digest, signal, source)) as { path: string; fetchedBytes: number };
   }
 
-  /** Bytes here of the blobs that {@link fillPinned} was asked for; starts again at 0 when blockd is replaced. */
-  async filledBytes(owner: string, signal: AbortSignal): Promise<number> {
-    return ((await this.call('GET', `/pins/${owner}/filled`, owner, signal)) as { bytes: number }).bytes;
+  /** Bytes here, by digest, of the blobs that {@link fillPinned} was asked for; starts again when blockd is replaced. */
+  async filledBytes(owner: string, signal: AbortSignal): Promise<Record<string, number>> {
+    return (await this.call('GET', `/pins/${owner}/filled`, owner, signal)) as Record<string, number>;
+  }
+
+  /** Lets blockd reach repositories with these credentials and transport rules, for a minute. Secret: goes over the socket alone. */
+  async grant(owner: string, grant: Grant, signal: AbortSignal): Promise<void> {
+    await this.insist('PUT', `/pins/${owner}/grant`, owner, signal, grant);
   }
 
   async pinned(owner: string, signal: AbortSignal): Promise<PinStatus> {

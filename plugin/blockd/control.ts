@@ -13,6 +13,7 @@ import type { ChunkStore } from '../file/store/chunk-store.ts';
 import type { Devices } from './devices.ts';
 import type { EventRing } from './events.ts';
 import type { Fills } from './fills.ts';
+import type { Grants } from './grants.ts';
 import { MAX_PINNED_BLOBS, ownerSchema } from './pin-files.ts';
 import type { Pins } from './pins.ts';
 import { parseDeviceSpec } from './spec-files.ts';
@@ -34,6 +35,8 @@ export interface ControlServices {
   devices: Devices;
   fills: Fills;
   pins: Pins;
+  /** Loaded at the first call: most nodes need none. */
+  grants(): Promise<Grants>;
   events: EventRing;
   store: Pick<ChunkStore, 'list' | 'evict'>;
   stats(): Promise<DataPlaneStats>;
@@ -61,7 +64,11 @@ export function createControlApp(services: ControlServices): Hono {
     return c.json({});
   });
   app.post('/pins/:owner/fill', async (c) => c.json(await pins.fill(ownerOf(c), await bodyOf(c, blobSourceSchema), c.req.raw.signal)));
-  app.get('/pins/:owner/filled', (c) => c.json({ bytes: pins.filledBytes(ownerOf(c)) }));
+  app.get('/pins/:owner/filled', (c) => c.json(pins.filledBytes(ownerOf(c))));
+  app.put('/pins/:owner/grant', async (c) => {
+    (await services.grants()).set(ownerOf(c), await c.req.json());
+    return c.json({});
+  });
   app.delete('/pins/:owner', async (c) => {
     await pins.release(ownerOf(c));
     return c.json({});

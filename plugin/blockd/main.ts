@@ -26,6 +26,7 @@ import { EventRing } from './events.ts';
 import { FetchScheduler } from './fetch/fetch-scheduler.ts';
 import type { FetchRange } from './fetch/fetch-types.ts';
 import { Fills } from './fills.ts';
+import type { Grants } from './grants.ts';
 import { watchIdleMemory } from './idle-memory.ts';
 import { KeeperLink } from './keeper-link.ts';
 import { PinFiles } from './pin-files.ts';
@@ -89,9 +90,18 @@ async function main(): Promise<void> {
     },
   });
   store.onUnreferenced((blobId) => chunks.forget(blobId));
+  const ownFetch = registryFetch(config, log);
+  let granted: FetchRange | undefined;
+  const loadGrants = async (): Promise<Grants> => {
+    const { Grants: Loaded } = await import('./grants.ts');
+    const loaded = new Loaded({ config, log, otherwise: ownFetch });
+    granted = loaded.fetchRange;
+    return loaded;
+  };
+  let grants: Promise<Grants> | undefined;
   const scheduler = new FetchScheduler({
     store,
-    fetchRange: registryFetch(config, log),
+    fetchRange: (...request) => (granted ?? ownFetch)(...request),
     clock,
     log,
     patienceMs: config.fetch.patienceMs,
@@ -177,7 +187,10 @@ async function main(): Promise<void> {
     residentBytes: process.memoryUsage.rss(),
   });
   const { createControlApp, listenControl } = await import('./control.ts');
-  await listenControl(createControlApp({ devices, fills, pins, events, store, stats, log }), path.join(config.paths.run, 'blockd.sock'));
+  await listenControl(
+    createControlApp({ devices, fills, pins, grants: () => (grants ??= loadGrants()), events, store, stats, log }),
+    path.join(config.paths.run, 'blockd.sock'),
+  );
 
   setInterval(() => {
     const silentMs = pool.longestSilenceMs();

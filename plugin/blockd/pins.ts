@@ -44,7 +44,7 @@ interface Owner {
 }
 
 interface Progress {
-  /** Sizes by key. */
+  /** Sizes by digest. */
   done: Map<string, number>;
   filling: Set<BlobHandle>;
 }
@@ -102,22 +102,22 @@ export class Pins {
     const progress = this.progressOf(owner);
     try {
       const before = handle.counts().presentBytes;
-      if (!progress.done.has(blobKeyOf(source))) progress.filling.add(handle);
+      progress.filling.add(handle);
       await fetchAndVerify(this.parts, handle, signal);
       return { path: handle.dataPath, fetchedBytes: Math.max(0, handle.sizeBytes - before) };
     } finally {
       progress.filling.delete(handle);
-      if (handle.isVerified) progress.done.set(blobKeyOf(source), handle.sizeBytes);
+      if (handle.isVerified) progress.done.set(source.digest, handle.sizeBytes);
       handle.release();
     }
   }
 
-  /** Bytes that are here of the blobs that {@link fill} was asked for in this process. */
-  filledBytes(owner: string): number {
+  /** Bytes that are here, by digest, of the blobs that {@link fill} was asked for in this process. */
+  filledBytes(owner: string): Record<string, number> {
     const progress = this.progress.get(owner);
-    if (progress === undefined) return 0;
-    const doneBytes = [...progress.done.values()].reduce((sum, bytes) => sum + bytes, 0);
-    return [...progress.filling].reduce((sum, handle) => sum + handle.counts().presentBytes, doneBytes);
+    if (progress === undefined) return {};
+    const filling = [...progress.filling].map((handle): [string, number] => [handle.source.digest, handle.counts().presentBytes]);
+    return Object.fromEntries([...filling, ...progress.done]);
   }
 
   /** What an owner pins, as the disk has it; an unknown one pins nothing. */

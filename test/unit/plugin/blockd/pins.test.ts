@@ -70,7 +70,7 @@ test('a pinned blob is filled, checked, and stays when others make room', async 
   await pins.set('imc-a', [FIRST]);
   expect(await pins.status('imc-a')).toMatchObject({ blobs: [{ isWhole: false }] });
   expect(await pins.fill('imc-a', FIRST, SIGNAL)).toMatchObject({ fetchedBytes: MIB });
-  expect(pins.filledBytes('imc-a')).toBe(MIB);
+  expect(pins.filledBytes('imc-a')).toEqual({ [FIRST.digest]: MIB });
   for (const other of [SECOND, THIRD, FOURTH, FIFTH, SECOND]) await readOnce(other);
   expect((await pins.status('imc-a')).blobs).toEqual([{ digest: FIRST.digest, sizeBytes: MIB, isWhole: true }]);
   expect((await store.refreshUsage()).bytes).toBeLessThanOrEqual(BUDGET_BYTES);
