@@ -85,10 +85,7 @@ function isLoopback(address: string): boolean {
 /** What no single option can see: options that need or forbid each other. */
 function crossProblems(config: Config): string[] {
   const problems: string[] = [];
-  const { tcpListen, tcpTokenFile, tcpBeyondLoopback } = config.admin;
-  if (tcpListen !== undefined && tcpTokenFile === undefined) {
-    problems.push('admin.tcp_listen: needs admin.tcp_token_file, since TCP is never served without a token');
-  }
+  const { tcpListen, tcpBeyondLoopback } = config.admin;
   if (tcpListen !== undefined && !isLoopback(tcpListen) && !tcpBeyondLoopback) {
     problems.push(`admin.tcp_listen: "${tcpListen}" is not a loopback address; set admin.tcp_beyond_loopback = true to allow it`);
   }

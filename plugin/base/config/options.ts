@@ -410,8 +410,8 @@ export const SECTION_OPTIONS = {
   },
   admin: {
     socket: socketPath({ default: 'admin.sock', reason: 'The admin API, for root alone' }),
-    tcp_listen: optionalAddress({ reason: 'Admin API on TCP as well; needs tcp_token_file. Unset: off' }),
-    tcp_token_file: optionalPath({ reason: 'File with the bearer token for TCP (16 – 512 characters), readable by its owner alone' }),
+    tcp_listen: optionalAddress({ reason: 'Admin API on TCP as well, for bearer tokens only (`obdctl token create`, or tcp_token_file). Unset: off' }),
+    tcp_token_file: optionalPath({ reason: 'File with a bearer token for TCP that may do everything (16 – 512 characters), readable by its owner alone; read again when it changes' }),
     tcp_beyond_loopback: flag({
       default: false,
       reason: 'Allows tcp_listen on an address that other machines reach; the token then travels without TLS',
