@@ -14,8 +14,8 @@ import { convertedImage } from '../harness/converted.ts';
 import { cpuSeconds, dropCaches, mb, median } from '../harness/measure.ts';
 import type { CaseResult } from '../harness/report.ts';
 
-const LINK = { rateBytesPerS: 37_500_000, roundTripMs: 5 };
-const READY = /listening on/;
+export const LINK = { rateBytesPerS: 37_500_000, roundTripMs: 5 };
+export const READY = /listening on/;
 
 interface Sample {
   way: string;
