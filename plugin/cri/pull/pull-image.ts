@@ -1,0 +1,311 @@
+/**
+ * PullImage, the one call in which a pod says who it is, what it wants and with which credentials. Decided once for a pod and image, written
+ * down with its reasons, and answered from a cache or by containerd.
+ *
+ *   pod ─► decided before? ── yes ─► the same again
+ *    │           └ no ─► caches ─► pinned, not Ready: the pull fails
+ *    │                        ├─► held ─► rights of the pod ─► answered without containerd pulling
+ *    │                        └─► miss ─► a cache is made for the pod
+ *    └─► credentials ─► kept for lazy reads ─► containerd pulls: lazily, from a twin, or ordinarily
+ */
+import type { PodImageRow } from '../../../db/pod-store.ts';
+import { AppError, describeError, isAppError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import type { CacheService, ImageRegistryCredential } from '../../cache/types.ts';
+import { parseReference, type Reference } from '../../registry/reference.ts';
+import type { CredentialVault } from '../../registry/vault/vault.ts';
+import { authOf } from '../credentials/auth-config.ts';
+import type { Candidate, CredentialBroker } from '../credentials/broker.ts';
+import type { RightsChecker } from '../credentials/rights.ts';
+import type { KnownPod, PodBook } from '../pods/pod-book.ts';
+import type { PodEvents } from '../pods/pod-events.ts';
+import { grpcStatusOf, successAnswer, type UnaryAnswer } from '../proxy/grpc-messages.ts';
+import { Refusal, type UnaryCall } from '../proxy/proxy-server.ts';
+import {
+  imageStatusRequest,
+  type PullImageRequest,
+  pullImageResponse,
+  type RuntimeImage,
+  readImageStatusResponse,
+  readPullImageRequest,
+  withAuth,
+} from '../wire/messages.ts';
+import { type CacheDecision, decideByCaches } from './cache-decision.ts';
+
+/** Images that an automatic cache takes (R110). */
+const MAX_CACHE_IMAGES = 20;
+const MAX_REASONS = 40;
+
+/** How containerd came by an image. */
+export interface Resolution {
+  readonly outcome: 'twin' | 'lazy' | 'ordinary';
+  readonly reason: string;
+}
+
+export interface PullOptions {
+  /** Undefined: there are no image caches on this node. */
+  readonly caches: CacheService | undefined;
+  readonly pods: PodBook;
+  readonly broker: CredentialBroker;
+  readonly vault: CredentialVault;
+  readonly rights: RightsChecker;
+  readonly imageRights: 'check' | 'strict' | 'off';
+  /** How an image was resolved that containerd has just pulled; undefined: no resolution was made, its layers were here. */
+  readonly resolutionOf: (reference: Reference) => Resolution | undefined;
+  readonly events: PodEvents;
+  readonly logger: Logger;
+  /** For each thing that is looked up, in milliseconds. */
+  readonly lookupMs: number;
+}
+
+interface Pull {
+  readonly call: UnaryCall;
+  readonly request: PullImageRequest;
+  readonly image: string;
+  readonly reference: Reference;
+  /** Undefined when somebody else than kubelet pulls. */
+  readonly pod: KnownPod | undefined;
+}
+
+export class PullImageHandler {
+  private readonly options: PullOptions;
+  /** Caches being asked for; waited for at the end. */
+  private readonly creating = new Set<Promise<void>>();
+
+  constructor(options: PullOptions) {
+    this.options = options;
+  }
+
+  readonly handle = async (call: UnaryCall): Promise<UnaryAnswer> => {
+    const request = readPullImageRequest(call.message);
+    const { image } = request.spec;
+    let reference: Reference;
+    try {
+      reference = parseReference(image);
+    } catch (error) {
+      // containerd says better what it does not like.
+      if (isAppError(error, 'InvalidArgument')) return call.forward();
+      throw error;
+    }
+    const { sandbox } = request;
+    const isPod = sandbox !== undefined && sandbox.uid !== '' && sandbox.name !== '';
+    const pod = isPod ? await this.options.pods.see(sandbox, image, this.lookupSignal(call)) : undefined;
+    const pull: Pull = { call, request, image, reference, pod };
+    const decision = pod === undefined ? undefined : this.decide(pull, pod);
+    const candidates = await this.candidates(pull);
+    if (decision?.wantsAutoCreate === true) this.autoCreate(pull, pod!, candidates);
+    if (pod !== undefined && decision !== undefined && decision.decision !== 'pull') {
+      const answer = await this.fromCache(pull, pod, decision, candidates);
+      if (answer !== undefined) return answer;
+    }
+    return this.byContainerd(pull, decision, candidates);
+  };
+
+  /** Waits for what runs beside the calls. */
+  async settle(): Promise<void> {
+    await Promise.all(this.creating);
+  }
+
+  private lookupSignal(call: UnaryCall): AbortSignal {
+    return AbortSignal.any([call.signal, AbortSignal.timeout(this.options.lookupMs)]);
+  }
+
+  /** What was decided, or is decided now. Throws Refusal for a pin that does not serve. */
+  private decide({ image }: Pull, pod: KnownPod): CacheDecision {
+    const { pods, caches, events } = this.options;
+    const { uid, namespace, name } = pod.sandbox;
+    const known = pods.decision(uid, image);
+    if (known !== undefined && known.decision !== 'refused') return decisionOf(known);
+    let decision: CacheDecision;
+    try {
+      decision =
+        caches === undefined
+          ? { decision: 'pull', cacheId: null, digest: null, reasons: ['there are no image caches on this node'], wantsAutoCreate: false }
+          : decideByCaches(caches, pod, image);
+    } catch (error) {
+      if (!isAppError(error)) throw error;
+      const isPin = error.details.imageCacheId !== undefined;
+      if (!isPin) {
+        // Not written down: a decision that could not be made may be made by the next attempt.
+        events.add('pod-match-failed', `${namespace}/${name}`, `${image} is pulled without image caches: ${describeError(error)}`);
+        return { decision: 'pull', cacheId: null, digest: null, reasons: [describeError(error)], wantsAutoCreate: false };
+      }
+      pods.record(uid, image, { decision: 'refused', cacheId: pod.rules.pin, digest: null, outcome: null, reasons: [error.message] });
+      events.add('pod-pin-refused', `${namespace}/${name}`, error.message);
+      throw new Refusal(error);
+    }
+    pods.record(uid, image, { ...decision, outcome: null });
+    return decision;
+  }
+
+  private async candidates(pull: Pull): Promise<Candidate[]> {
+    const { request, image, reference, pod, call } = pull;
+    const signal = this.lookupSignal(call);
+    try {
+      return await this.options.broker.candidates({ pod: pod?.sandbox, facts: pod?.facts, image, reference, auth: request.auth }, signal);
+    } catch (error) {
+      if (call.signal.aborted || !signal.aborted) throw error;
+      this.options.events.add('credential-source-failed', subjectOf(pull), `looking for credentials of ${image} took too long`);
+      return [];
+    }
+  }
+
+  /** The answer when containerd has the image as the cache has it; undefined: it must be pulled after all. */
+  private async fromCache(
+    pull: Pull,
+    pod: KnownPod,
+    decision: CacheDecision,
+    candidates: readonly Candidate[],
+  ): Promise<UnaryAnswer | undefined> {
+    const { call, image, reference } = pull;
+    const { events, pods } = this.options;
+    const status = await call.ask('ImageStatus', imageStatusRequest(image));
+    const held = status.message === undefined ? undefined : readImageStatusResponse(status.message);
+    const digest = decision.digest ?? '';
+    if (held === undefined || !isOfDigest(held, digest)) {
+      const what = held === undefined ? 'containerd does not have it' : `containerd has it as ${held.repoDigests.join(', ') || held.id}`;
+      const message = `${image} is to be ${digest} of cache ${decision.cacheId}, but ${what}; it is pulled`;
+      events.add('pod-cache-not-used', subjectOf(pull), message);
+      this.note(pull, decision, null, [message]);
+      return undefined;
+    }
+    const refusal = await this.refusalOf(pull, digest, candidates);
+    if ('error' in refusal) {
+      pods.record(pod.sandbox.uid, image, { ...decision, outcome: null, reasons: withReasons(decision, [refusal.error.message]) });
+      events.add('pod-rights-refused', subjectOf(pull), refusal.error.message);
+      throw new Refusal(refusal.error);
+    }
+    await this.keep(refusal.candidate);
+    const isFirst = pods.decision(pod.sandbox.uid, image)?.outcome !== 'cache';
+    if (isFirst) {
+      // kubelet asks for a pull of an image that is here only under this policy.
+      events.add(
+        'pod-pulls-always',
+        subjectOf(pull),
+        `${image} is in cache ${decision.cacheId} and was asked for all the same: with imagePullPolicy IfNotPresent the pod needs no pull`,
+      );
+      this.note(pull, decision, 'cache', [refusal.reason]);
+    }
+    this.options.logger.info(
+      { image, pod: subjectOf(pull), cache: decision.cacheId, reference: reference.repository },
+      'pull answered from cache',
+    );
+    return successAnswer(pullImageResponse(held.id));
+  }
+
+  /** Whether some credentials of the pod, or none at all, open the image. */
+  private async refusalOf(
+    pull: Pull,
+    digest: string,
+    candidates: readonly Candidate[],
+  ): Promise<{ error: AppError } | { candidate: Candidate | undefined; reason: string }> {
+    const { imageRights, rights } = this.options;
+    if (imageRights === 'off') return { candidate: undefined, reason: 'rights are not checked (image_rights is "off")' };
+    let reason = '';
+    let isRefused = false;
+    for (const candidate of candidates.length === 0 ? [undefined] : candidates) {
+      const found = await rights.check(pull.reference, digest, candidate?.credential, pull.call.signal);
+      reason = `${found.reason} (${candidate === undefined ? 'without credentials' : `with ${candidate.source}`})`;
+      if (found.verdict === 'granted') return { candidate, reason };
+      if (found.verdict === 'refused') isRefused = true;
+      else if (!isRefused) break;
+    }
+    if (!isRefused && imageRights === 'check') return { candidate: undefined, reason: `its rights could not be checked: ${reason}` };
+    return {
+      error: new AppError(isRefused ? 'PermissionDenied' : 'Unavailable', {
+        op: 'pull',
+        subject: pull.image,
+        what: `pod ${subjectOf(pull)} has no right to it that the registry confirms: ${reason}`,
+      }),
+    };
+  }
+
+  /** containerd pulls, with the credentials that the registry takes. */
+  private async byContainerd(pull: Pull, decision: CacheDecision | undefined, candidates: readonly Candidate[]): Promise<UnaryAnswer> {
+    const { call, request, reference } = pull;
+    const chosen = await this.choose(pull, candidates);
+    await this.keep(chosen);
+    const isOwn = chosen === undefined || chosen === candidates.find(({ origin }) => origin === 'pull') || request.auth !== undefined;
+    const answer = await call.forward(isOwn ? undefined : withAuth(call.message, authOf(chosen.credential)));
+    if (decision !== undefined && grpcStatusOf(answer) === 0) {
+      const resolution = this.options.resolutionOf(reference);
+      const how = chosen === undefined ? [] : [`pulled with credentials of ${chosen.source}`];
+      this.note(pull, decision, resolution?.outcome ?? 'present', [...how, resolution?.reason ?? 'its layers were here already']);
+    }
+    return answer;
+  }
+
+  /** The first credentials that the registry takes; of those that it did not judge, the best; undefined: it refuses all. */
+  private async choose({ reference, call }: Pull, candidates: readonly Candidate[]): Promise<Candidate | undefined> {
+    let unjudged: Candidate | undefined;
+    for (const candidate of candidates) {
+      const { verdict } = await this.options.rights.check(reference, undefined, candidate.credential, call.signal);
+      if (verdict === 'granted') return candidate;
+      if (verdict === 'unknown') unjudged ??= candidate;
+    }
+    return unjudged;
+  }
+
+  /** For the reads that follow: layers are fetched lazily, by processes that no pod talks to. */
+  private async keep(candidate: Candidate | undefined): Promise<void> {
+    if (candidate?.entry === undefined) return;
+    try {
+      await this.options.vault.put(candidate.entry);
+    } catch (error) {
+      this.options.events.add('credential-not-stored', candidate.entry.prefix, `its credentials cannot be stored: ${describeError(error)}`);
+    }
+  }
+
+  private autoCreate(pull: Pull, pod: KnownPod, candidates: readonly Candidate[]): void {
+    const { caches, events } = this.options;
+    if (caches === undefined) return;
+    const images = pod.images.slice(0, MAX_CACHE_IMAGES);
+    const request = {
+      sandboxId: pod.sandbox.uid,
+      images,
+      credentials: registryCredentials(pull.reference.host, candidates),
+      extraEphemeralStorage: pod.rules.extraEphemeralGib,
+    };
+    const work = caches.autoCreate(request).then(
+      ({ imageCacheId }) => events.add('pod-cache-created', subjectOf(pull), `image cache ${imageCacheId} is made of ${images.join(', ')}`),
+      (error: unknown) => events.add('pod-cache-not-created', subjectOf(pull), `no image cache is made: ${describeError(error)}`),
+    );
+    this.creating.add(work);
+    work.finally(() => this.creating.delete(work));
+  }
+
+  private note({ pod, image }: Pull, decision: CacheDecision, outcome: PodImageRow['outcome'], reasons: readonly string[]): void {
+    if (pod === undefined) return;
+    this.options.pods.record(pod.sandbox.uid, image, { ...decision, outcome, reasons: withReasons(decision, reasons) });
+  }
+}
+
+/** The reasons of the decision, then those of what followed. */
+function withReasons(decision: CacheDecision, more: readonly string[]): string[] {
+  return [...decision.reasons, ...more.filter((reason) => !decision.reasons.includes(reason))].slice(0, MAX_REASONS);
+}
+
+function decisionOf(row: PodImageRow): CacheDecision {
+  const { decision, cacheId, digest } = row;
+  const reasons = JSON.parse(row.reasons) as string[];
+  return { decision: decision === 'refused' ? 'pull' : decision, cacheId, digest, reasons, wantsAutoCreate: false };
+}
+
+function subjectOf({ pod, image }: Pull): string {
+  return pod === undefined ? image : `${pod.sandbox.namespace}/${pod.sandbox.name}`;
+}
+
+/** Does the image that containerd shows have this digest, as index, manifest or configuration? */
+function isOfDigest(image: RuntimeImage, digest: string): boolean {
+  return image.id === digest || image.repoDigests.some((text) => text.endsWith(`@${digest}`));
+}
+
+/** What the caches take: names and passwords. */
+function registryCredentials(server: string, candidates: readonly Candidate[]): ImageRegistryCredential[] {
+  for (const { credential } of candidates) {
+    if ('password' in credential && credential.username !== '' && credential.password !== '') {
+      return [{ server, userName: credential.username, password: credential.password }];
+    }
+  }
+  return [];
+}
