@@ -35,6 +35,8 @@ export class BlockInflater {
   private readonly reset: (stream: Uint8Array, windowBits: number) => number;
   private readonly run: (stream: Uint8Array, flush: number) => number;
   private readonly end: (stream: Uint8Array) => number;
+  /** Keeps the memory that zlib's pointer is into. */
+  protected input: Uint8Array = new Uint8Array();
 
   constructor() {
     const zlib = koffi.load(null);
@@ -52,21 +54,37 @@ export class BlockInflater {
     assert(result === Z_OK, `inflateReset2 returned ${result}: called with valid arguments`);
   }
 
-  /** Inflates until the next boundary at most. Both arrays are borrowed during the call and must not be empty. */
-  step(input: Uint8Array, output: Uint8Array): InflateStep {
-    assert(input.length > 0 && output.length > 0, 'nothing to inflate');
-    writeU64(this.stream, AT.nextIn, Number(koffi.address(input)));
+  /** What is inflated next; borrowed until all of it is consumed or other input is given. */
+  setInput(input: Uint8Array): void {
+    this.input = input;
+    writeU64(this.stream, AT.nextIn, input.length === 0 ? 0 : Number(koffi.address(input)));
     writeU32(this.stream, AT.availIn, input.length);
-    writeU64(this.stream, AT.nextOut, Number(koffi.address(output)));
-    writeU32(this.stream, AT.availOut, output.length);
+  }
+
+  /** Bytes of the input that are not consumed yet. */
+  get inputLeft(): number {
+    return this.stream.readUInt32LE(AT.availIn);
+  }
+
+  /** Where a block of memory lies, which must not move: memory of its own, or shared. */
+  static addressOf(memory: Uint8Array): number {
+    return Number(koffi.address(memory));
+  }
+
+  /** Inflates the input until the next boundary at most, to `length` bytes at `address`, which is borrowed during the call. Neither may be empty. */
+  step(address: number, length: number): InflateStep {
+    const inputBytes = this.inputLeft;
+    assert(inputBytes > 0 && length > 0, 'nothing to inflate');
+    writeU64(this.stream, AT.nextOut, address);
+    writeU32(this.stream, AT.availOut, length);
     const result = this.run(this.stream, Z_BLOCK);
     const dataType = this.stream.readInt32LE(AT.dataType);
     const known = result === Z_OK || result === Z_BUF_ERROR;
     // Behind the last block zlib stops once more.
     const begins = (dataType & (AT_BOUNDARY | IN_LAST_BLOCK)) === AT_BOUNDARY;
     return {
-      consumed: input.length - this.stream.readUInt32LE(AT.availIn),
-      produced: output.length - this.stream.readUInt32LE(AT.availOut),
+      consumed: inputBytes - this.inputLeft,
+      produced: length - this.stream.readUInt32LE(AT.availOut),
       at: result === Z_STREAM_END ? 'end' : !known ? 'bad' : begins ? 'boundary' : 'more',
       bits: dataType & UNUSED_BITS,
     };

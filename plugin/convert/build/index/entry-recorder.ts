@@ -8,6 +8,9 @@ import type { TarHandler } from '../../../image/tar/reader.ts';
 import { mappedRuns } from './mapped-runs.ts';
 import type { TarRecord } from './tar-records.ts';
 
+/** Padding never fills a sector. */
+const ZEROS = Buffer.alloc(SECTOR_BYTES);
+
 export class EntryRecorder implements TarHandler {
   private readonly inlineLimitBytes: number;
   private readonly push: (record: TarRecord) => void;
@@ -55,7 +58,7 @@ export class EntryRecorder implements TarHandler {
   entryEnd(): void {}
 
   padding(bytes: Buffer): void {
-    if (this.tailBytes === 0 || bytes.every((byte) => byte === 0)) return;
+    if (this.tailBytes === 0 || bytes.equals(ZEROS.subarray(0, bytes.length))) return;
     this.push({ fileOffset: this.tailOffset, bytes: Buffer.from(this.tail.subarray(0, this.tailBytes)) });
     this.tailBytes = 0;
   }

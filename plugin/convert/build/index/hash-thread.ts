@@ -4,9 +4,9 @@ import { Worker } from 'node:worker_threads';
 import { AppError } from '../../../base/errors.ts';
 import { MIB } from '../../../base/units.ts';
 import { GZIP_WINDOW_BYTES } from '../../../image/gzip/gzip-index.ts';
-import type { EntryStart } from '../../../image/gzip/sparse-window.ts';
+import { BlockInflater } from '../../../kernel/block-inflater.ts';
 import { stopWorker } from '../stop-worker.ts';
-import type { HashAnswer, HashRequest, HashThreadData, PlainSums } from './plain-hasher.ts';
+import type { HashAnswer, HashRequest, HashThreadData, PlainSums, WindowRequest } from './plain-hasher.ts';
 
 const WORKER = path.join(import.meta.dirname, `plain-hasher${path.extname(import.meta.filename)}`);
 
@@ -19,6 +19,8 @@ export interface Slot {
   number: number;
   /** 32 KiB of what came before, then room for {@link SLOT_BYTES}. */
   memory: Uint8Array;
+  /** Where the memory lies. */
+  address: number;
 }
 
 export class HashThread implements AsyncDisposable {
@@ -32,7 +34,10 @@ export class HashThread implements AsyncDisposable {
 
   constructor() {
     const hashSlots = Array.from({ length: SLOTS }, () => new SharedArrayBuffer(GZIP_WINDOW_BYTES + SLOT_BYTES));
-    this.slots = hashSlots.map((memory, number) => ({ number, memory: new Uint8Array(memory) }));
+    this.slots = hashSlots.map((shared, number) => {
+      const memory = new Uint8Array(shared);
+      return { number, memory, address: BlockInflater.addressOf(memory) };
+    });
     this.free = [...this.slots];
     const workerData: HashThreadData = { hashSlots };
     this.worker = new Worker(WORKER, {
@@ -59,20 +64,15 @@ export class HashThread implements AsyncDisposable {
     return this.free.pop()!;
   }
 
-  /** Gives a slot to the thread. `spans`: where among its bytes spans begin. */
-  submit(slot: Slot, length: number, spans: number[]): void {
-    this.post({ kind: 'block', slot: slot.number, length, spans });
-  }
-
-  /** Has the window of an entry packed. `window` is the thread's from now on. */
-  submitWindow(window: Uint8Array, start: EntryStart): void {
-    this.post({ kind: 'window', window, start });
+  /** Gives a slot to the thread. `spans`: where among its bytes spans begin. `windows` are to be packed. */
+  submit(slot: Slot, length: number, spans: number[], windows: WindowRequest[]): void {
+    this.post({ kind: 'block', slot: slot.number, length, spans, windows });
   }
 
   /** The sums of the layer, when all of it is done. Every slot that was submitted is free then. */
-  async finish(): Promise<PlainSums> {
+  async finish(windows: WindowRequest[] = []): Promise<PlainSums> {
     this.sums = undefined;
-    this.post({ kind: 'finish' });
+    this.post({ kind: 'finish', windows });
     while (this.sums === undefined) await this.wait();
     return this.sums;
   }
@@ -92,15 +92,13 @@ export class HashThread implements AsyncDisposable {
   }
 
   private receive(answer: HashAnswer): void {
-    if (answer.kind === 'finish') this.sums = answer.sums;
-    else if (answer.kind === 'block') this.free.push(this.slots[answer.slot]!);
-    else {
-      try {
-        this.onWindow(answer.window);
-      } catch (error) {
-        this.fail(error);
-      }
+    try {
+      for (const window of answer.windows) this.onWindow(window);
+    } catch (error) {
+      this.fail(error);
     }
+    if (answer.kind === 'finish') this.sums = answer.sums;
+    else this.free.push(this.slots[answer.slot]!);
     this.wake?.();
   }
 

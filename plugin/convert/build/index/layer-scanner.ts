@@ -20,6 +20,7 @@ import { checkGrowth, detectCompression } from '../decompress.ts';
 import { EntryRecorder } from './entry-recorder.ts';
 import { type HashThread, SLOT_BYTES, type Slot } from './hash-thread.ts';
 import { IndexFileWriter } from './index-file.ts';
+import type { WindowRequest } from './plain-hasher.ts';
 import { RecordWriter } from './tar-records.ts';
 
 /** What a small blob may hold, so that readers, ours among them, take it: they hold it in memory while they take it apart. */
@@ -88,7 +89,11 @@ export class LayerScanner implements AsyncDisposable {
   private last: GzipEntry | undefined;
   private lastByte = 0;
   /** The last entry's window, until enough of what follows is known to thin it. */
-  private pendingWindow: { window: Uint8Array; bits: number; lastByte: number; input: Buffer[]; inputBytes: number } | undefined;
+  private pendingWindow: { window: Uint8Array; bits: number; lastByte: number } | undefined;
+  private readonly pendingInput = Buffer.allocUnsafeSlow(MAX_ENTRY_INPUT_BYTES);
+  private pendingInputBytes = 0;
+  /** Windows that go to the thread with the next slot. */
+  private windows: WindowRequest[] = [];
   private isFinished = false;
 
   /** `hashes` serves one scanner at a time. */
@@ -125,7 +130,7 @@ export class LayerScanner implements AsyncDisposable {
     if (this.state === 'magic') await this.begin(this.head);
     if (this.state !== 'tar' && this.state !== 'behind') throw this.damaged('it ends in the middle of the gzip stream');
     await this.submit();
-    const sums = await this.hashes.finish();
+    const sums = await this.hashes.finish(this.windows);
     this.isFinished = true;
     this.tar.end();
     this.recorder.close();
@@ -200,28 +205,28 @@ export class LayerScanner implements AsyncDisposable {
   }
 
   private async inflate(chunk: Buffer): Promise<Buffer> {
-    let rest = chunk;
-    while (rest.length > 0) {
+    const { inflater } = this;
+    inflater.setInput(chunk);
+    for (let at = 0; at < chunk.length; ) {
       if (this.slotBytes === SLOT_BYTES) await this.submit();
-      const from = GZIP_WINDOW_BYTES + this.slotBytes;
-      const step = this.inflater.step(rest, this.slot!.memory.subarray(from, GZIP_WINDOW_BYTES + SLOT_BYTES));
-      const used = rest.subarray(0, step.consumed);
-      rest = rest.subarray(step.consumed);
-      this.lastByte = used.at(-1) ?? this.lastByte;
-      this.position += step.consumed;
-      this.slotBytes += step.produced;
-      this.tarBytes += step.produced;
-      this.collectInput(used);
+      const step = inflater.step(this.slot!.address + GZIP_WINDOW_BYTES + this.slotBytes, SLOT_BYTES - this.slotBytes);
+      const { consumed, produced } = step;
+      if (consumed > 0) this.lastByte = chunk[at + consumed - 1]!;
+      this.position += consumed;
+      this.slotBytes += produced;
+      this.tarBytes += produced;
+      if (this.pendingWindow !== undefined) this.collectInput(chunk, at, consumed);
+      at += consumed;
       if (step.at === 'bad') throw this.damaged(`no valid deflate data at byte ${this.position}`);
       if (step.at === 'boundary') this.noteBoundary(step.bits);
       if (step.at === 'end') {
         this.checkSpan();
-        this.submitWindow();
+        this.completeWindow();
         this.state = 'gzipTrailer';
-        return rest;
+        return chunk.subarray(at);
       }
     }
-    return rest;
+    return Buffer.alloc(0);
   }
 
   /** A block begins here. */
@@ -231,26 +236,25 @@ export class LayerScanner implements AsyncDisposable {
     this.last = { plainOffset: this.tarBytes, gzipOffset: this.position, bits };
     this.index.addEntry(this.last);
     this.slotSpans.push(this.slotBytes);
-    this.submitWindow();
+    this.completeWindow();
     const window = this.slot!.memory.slice(this.slotBytes, this.slotBytes + GZIP_WINDOW_BYTES);
-    this.pendingWindow = { window, bits, lastByte: this.lastByte, input: [], inputBytes: 0 };
+    this.pendingWindow = { window, bits, lastByte: this.lastByte };
+    this.pendingInputBytes = 0;
   }
 
   /** Keeps what follows the last entry, as far as it can refer to its window. */
-  private collectInput(used: Buffer): void {
-    const pending = this.pendingWindow;
-    if (pending === undefined) return;
-    pending.input.push(used.subarray(0, MAX_ENTRY_INPUT_BYTES - pending.inputBytes));
-    pending.inputBytes = Math.min(MAX_ENTRY_INPUT_BYTES, pending.inputBytes + used.length);
+  private collectInput(chunk: Buffer, at: number, length: number): void {
+    this.pendingInputBytes += chunk.copy(this.pendingInput, this.pendingInputBytes, at, at + length);
     const isEnough = this.tarBytes >= this.last!.plainOffset + GZIP_WINDOW_BYTES;
-    if (isEnough || pending.inputBytes === MAX_ENTRY_INPUT_BYTES) this.submitWindow();
+    if (isEnough || this.pendingInputBytes === MAX_ENTRY_INPUT_BYTES) this.completeWindow();
   }
 
-  private submitWindow(): void {
+  private completeWindow(): void {
     if (this.pendingWindow === undefined) return;
-    const { window, bits, lastByte, input } = this.pendingWindow;
+    const { window, bits, lastByte } = this.pendingWindow;
     this.pendingWindow = undefined;
-    this.hashes.submitWindow(window, { bits, lastByte, input: Uint8Array.from(Buffer.concat(input)) });
+    const input = Uint8Array.from(this.pendingInput.subarray(0, this.pendingInputBytes));
+    this.windows.push({ window, start: { bits, lastByte, input } });
   }
 
   private checkSpan(): void {
@@ -287,7 +291,8 @@ export class LayerScanner implements AsyncDisposable {
     checkGrowth({ produced: this.tarBytes, consumed: this.readBytes }, { maxBytes: this.request.maxLayerBytes }, this.request.subject);
     const next = await this.hashes.take();
     next.memory.set(slot!.memory.subarray(slotBytes, slotBytes + GZIP_WINDOW_BYTES));
-    this.hashes.submit(slot!, slotBytes, this.slotSpans);
+    this.hashes.submit(slot!, slotBytes, this.slotSpans, this.windows);
+    this.windows = [];
     // The thread only reads the slot too, and gives it back by a message, which cannot come before this is done.
     const { memory } = slot!;
     this.tar.push(Buffer.from(memory.buffer, GZIP_WINDOW_BYTES, slotBytes));

@@ -19,13 +19,26 @@ export interface PlainSums {
   digests: Uint8Array;
 }
 
-/** A block: 32 KiB that came before, then `length` bytes; `spans`: positions among them at which a span begins, ascending. */
+/** The window of an entry, and what tells which of its bytes are needed. */
+export interface WindowRequest {
+  window: Uint8Array;
+  start: EntryStart;
+}
+
+/**
+ * A block: 32 KiB that came before, then `length` bytes; `spans`: positions among them at which a span begins, ascending. `windows`: of
+ * entries, in order, whenever they are known.
+ */
 export type HashRequest =
-  | { kind: 'block'; slot: number; length: number; spans: number[] }
-  | { kind: 'window'; window: Uint8Array; start: EntryStart }
-  | { kind: 'finish' };
-/** `window`: as stored in the index. */
-export type HashAnswer = { kind: 'block'; slot: number } | { kind: 'window'; window: Uint8Array } | { kind: 'finish'; sums: PlainSums };
+  | { kind: 'block'; slot: number; length: number; spans: number[]; windows: WindowRequest[] }
+  | { kind: 'finish'; windows: WindowRequest[] };
+/** `windows`: as stored in the index. */
+export type HashAnswer =
+  | { kind: 'block'; slot: number; windows: Uint8Array[] }
+  | { kind: 'finish'; sums: PlainSums; windows: Uint8Array[] };
+
+/** Bytes go through all sums while the processor's cache holds them. */
+const STEP_BYTES = TARGET_CHUNK_BYTES;
 
 export class PlainHasher {
   private whole: Hash = createHash('sha256');
@@ -39,15 +52,23 @@ export class PlainHasher {
   /** `memory`: the slot. */
   update(memory: Uint8Array, length: number, spans: readonly number[]): void {
     const bytes = memory.subarray(GZIP_WINDOW_BYTES, GZIP_WINDOW_BYTES + length);
-    this.whole.update(bytes);
-    this.crc = crc32(bytes, this.crc);
     let from = 0;
     for (const at of spans) {
-      this.chunks(bytes.subarray(from, at));
+      this.sum(bytes.subarray(from, at));
       this.endChunk();
       from = at;
     }
-    this.chunks(bytes.subarray(from));
+    this.sum(bytes.subarray(from));
+  }
+
+  private sum(bytes: Uint8Array): void {
+    for (let at = 0; at < bytes.length; ) {
+      const step = bytes.subarray(at, at + STEP_BYTES - (this.partialBytes % STEP_BYTES));
+      this.whole.update(step);
+      this.crc = crc32(step, this.crc);
+      this.chunks(step);
+      at += step.length;
+    }
   }
 
   /** The sums of one layer; afterwards the next one may begin. */
@@ -102,13 +123,13 @@ if (parentPort !== null && data?.hashSlots !== undefined) {
   const hasher = new PlainHasher();
   const thinner = new WindowThinner(new LibraryInflater());
   const answer = (request: HashRequest): HashAnswer => {
-    if (request.kind === 'finish') return { kind: 'finish', sums: hasher.finish() };
-    if (request.kind === 'window') {
-      thinner.thin(request.window, request.start);
-      return { kind: 'window', window: packWindow(request.window) };
-    }
+    const windows = request.windows.map(({ window, start }) => {
+      thinner.thin(window, start);
+      return packWindow(window);
+    });
+    if (request.kind === 'finish') return { kind: 'finish', sums: hasher.finish(), windows };
     hasher.update(slots[request.slot]!, request.length, request.spans);
-    return { kind: 'block', slot: request.slot };
+    return { kind: 'block', slot: request.slot, windows };
   };
   port.on('message', (request: HashRequest | typeof STOP) => {
     if (request === STOP) port.close();

@@ -6,26 +6,36 @@ import { KIB } from '../../../base/units.ts';
 import type { SourceLayer } from '../options.ts';
 import { stopWorker } from '../stop-worker.ts';
 import type { ScanRequest, ScanResult } from './layer-scanner.ts';
-import type { ScanAnswer, ScanMessage, ScanProgress } from './scan-worker.ts';
+import type { ScanAnswer, ScanMessage, ScanProgress, ScanThreadData } from './scan-worker.ts';
 
 const WORKER = path.join(import.meta.dirname, `scan-worker${path.extname(import.meta.filename)}`);
 
-/** Input is posted in pieces of about this: a message costs some 20 µs, this much deflate a millisecond. */
-const PIECE_BYTES = 256 * KIB;
-/** Pieces on their way to the thread. */
-const MAX_PIECES = 8;
+/** Input goes to the thread in pieces of this: waking a thread costs some 50 µs, this much deflate several milliseconds. */
+const PIECE_BYTES = 512 * KIB;
+/** Pieces on their way to the thread, each in memory that goes back and forth. */
+const PIECES = 4;
 
 export class ScanThread implements AsyncDisposable {
   private readonly worker: Worker;
   private wake: (() => void) | undefined;
-  private onTheWay = 0;
+  private readonly pieces: Uint8Array[];
+  /** Pieces that the thread does not have. */
+  private readonly free: number[];
   private result: ScanResult | undefined;
   private failure: { error: unknown } | undefined;
   private subject = 'layer';
   private onProgress: ((progress: ScanProgress) => void) | undefined;
 
   constructor() {
-    this.worker = new Worker(WORKER, { execArgv: [], resourceLimits: { maxOldGenerationSizeMb: 256, maxYoungGenerationSizeMb: 16 } });
+    const shared = Array.from({ length: PIECES }, () => new SharedArrayBuffer(PIECE_BYTES));
+    this.pieces = shared.map((memory) => new Uint8Array(memory));
+    this.free = [...this.pieces.keys()];
+    const workerData: ScanThreadData = { pieces: shared };
+    this.worker = new Worker(WORKER, {
+      workerData,
+      execArgv: [],
+      resourceLimits: { maxOldGenerationSizeMb: 256, maxYoungGenerationSizeMb: 16 },
+    });
     this.worker.on('message', (answer: ScanAnswer) => this.receive(answer));
     this.worker.on('error', (error) => this.fail(error));
     this.worker.on('exit', (code) =>
@@ -40,7 +50,6 @@ export class ScanThread implements AsyncDisposable {
     signal: AbortSignal,
     onProgress?: (progress: ScanProgress) => void,
   ): Promise<ScanResult> {
-    this.onTheWay = 0;
     this.result = undefined;
     this.subject = layer.name;
     this.onProgress = onProgress;
@@ -48,13 +57,7 @@ export class ScanThread implements AsyncDisposable {
     signal.addEventListener('abort', onAbort);
     try {
       this.post({ kind: 'begin', request });
-      for await (const piece of pieces(layer.open(signal), signal)) {
-        while (this.onTheWay >= MAX_PIECES && this.result === undefined) await this.wait(signal);
-        if (this.result !== undefined) return this.result;
-        this.throwFailure();
-        this.onTheWay += 1;
-        this.post({ kind: 'data', bytes: piece }, [piece.buffer]);
-      }
+      await this.feed(layer.open(signal), signal);
       this.post({ kind: 'end' });
       while (this.result === undefined) await this.wait(signal);
       return this.result;
@@ -63,19 +66,54 @@ export class ScanThread implements AsyncDisposable {
     }
   }
 
+  /** Hands the source to the thread, piece by piece; ends early when the scan has its result. */
+  private async feed(source: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void> {
+    let piece: number | undefined;
+    let filled = 0;
+    const send = (): void => {
+      this.post({ kind: 'data', piece: piece!, length: filled });
+      piece = undefined;
+      filled = 0;
+    };
+    try {
+      for await (const chunk of source) {
+        signal.throwIfAborted();
+        for (let done = 0; done < chunk.length; ) {
+          piece ??= await this.takePiece(signal);
+          if (piece === undefined) return;
+          const take = Math.min(PIECE_BYTES - filled, chunk.length - done);
+          this.pieces[piece]!.set(chunk.subarray(done, done + take), filled);
+          filled += take;
+          done += take;
+          if (filled === PIECE_BYTES) send();
+        }
+      }
+      if (piece !== undefined) send();
+    } finally {
+      if (piece !== undefined) this.free.push(piece);
+    }
+  }
+
+  /** A piece to fill; undefined when the scan has its result already. */
+  private async takePiece(signal: AbortSignal): Promise<number | undefined> {
+    while (this.free.length === 0 && this.result === undefined) await this.wait(signal);
+    this.throwFailure();
+    return this.result === undefined ? this.free.pop() : undefined;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.worker.removeAllListeners('exit');
     await stopWorker(this.worker);
   }
 
-  private post(message: ScanMessage, transfer: ArrayBuffer[] = []): void {
-    this.worker.postMessage(message, transfer);
+  private post(message: ScanMessage): void {
+    this.worker.postMessage(message);
   }
 
   private receive(answer: ScanAnswer): void {
     if (answer.kind === 'taken') {
-      this.onTheWay -= 1;
-      this.onProgress?.(answer.progress);
+      this.free.push(answer.piece);
+      if (answer.progress !== undefined) this.onProgress?.(answer.progress);
     } else if (answer.kind === 'result') this.result = answer.result;
     else this.fail(AppError.fromJSON(answer.error, { op: 'scan', subject: this.subject }));
     this.wake?.();
@@ -100,24 +138,4 @@ export class ScanThread implements AsyncDisposable {
     this.failure ??= { error };
     this.wake?.();
   }
-}
-
-/** The source in pieces with memory of their own, so that they can be handed to another thread. */
-async function* pieces(source: AsyncIterable<Uint8Array>, signal: AbortSignal): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  let piece = new Uint8Array(PIECE_BYTES);
-  let filled = 0;
-  for await (const chunk of source) {
-    signal.throwIfAborted();
-    for (let done = 0; done < chunk.length; ) {
-      const take = Math.min(PIECE_BYTES - filled, chunk.length - done);
-      piece.set(chunk.subarray(done, done + take), filled);
-      filled += take;
-      done += take;
-      if (filled < PIECE_BYTES) continue;
-      yield piece;
-      piece = new Uint8Array(PIECE_BYTES);
-      filled = 0;
-    }
-  }
-  if (filled > 0) yield piece.subarray(0, filled);
 }

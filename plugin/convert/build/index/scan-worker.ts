@@ -1,11 +1,16 @@
 /** The thread that runs a LayerScanner for one layer after the other; scan-thread.ts is its other side. Ours. */
-import { parentPort } from 'node:worker_threads';
+import { parentPort, workerData } from 'node:worker_threads';
 import { AppError, describeError } from '../../../base/errors.ts';
 import { STOP } from '../stop-worker.ts';
 import { HashThread } from './hash-thread.ts';
 import { LayerScanner, type ScanRequest, type ScanResult } from './layer-scanner.ts';
 
-export type ScanMessage = { kind: 'begin'; request: ScanRequest } | { kind: 'data'; bytes: Uint8Array } | { kind: 'end' };
+/** Memory for input, which goes back and forth. */
+export interface ScanThreadData {
+  pieces: SharedArrayBuffer[];
+}
+/** `piece`: the number of its memory, which is the thread's until it is `taken`. */
+export type ScanMessage = { kind: 'begin'; request: ScanRequest } | { kind: 'data'; piece: number; length: number } | { kind: 'end' };
 export interface ScanProgress {
   readBytes: number;
   tarBytes: number;
@@ -13,11 +18,13 @@ export interface ScanProgress {
 }
 /** Errors of a thread lose their class on the way out, so they go as data (AppError.toJSON). */
 export type ScanAnswer =
-  | { kind: 'taken'; progress: ScanProgress }
+  /** `progress`: absent when the layer is not read any more. */
+  | { kind: 'taken'; piece: number; progress: ScanProgress | undefined }
   | { kind: 'result'; result: ScanResult }
   | { kind: 'failed'; error: unknown };
 
 const port = parentPort!;
+const { pieces } = workerData as ScanThreadData;
 const hashes = new HashThread();
 let scanner: LayerScanner | undefined;
 let pending: Promise<void> = Promise.resolve();
@@ -34,16 +41,20 @@ async function handle(message: ScanMessage): Promise<void> {
   if (isStopping) return;
   try {
     if (message.kind === 'begin') scanner = new LayerScanner(message.request, hashes);
-    // After a reason or an error the rest of the layer may still be on its way.
-    else if (scanner === undefined) return;
-    else if (message.kind === 'data') {
-      const { buffer, byteOffset, byteLength } = message.bytes;
-      const unindexable = await scanner.push(Buffer.from(buffer, byteOffset, byteLength));
-      if (unindexable === undefined) port.postMessage({ kind: 'taken', progress: scanner.progress } satisfies ScanAnswer);
-      else await finish({ kind: 'result', result: unindexable });
-    } else await finish({ kind: 'result', result: await scanner.end() });
+    else if (message.kind === 'data') await take(message.piece, message.length);
+    else if (scanner !== undefined) await finish({ kind: 'result', result: await scanner.end() });
   } catch (error) {
     await finish({ kind: 'failed', error: error instanceof AppError ? error.toJSON() : { what: describeError(error) } });
+  }
+}
+
+/** After a reason or an error the rest of the layer may still be on its way: its memory is given back. */
+async function take(piece: number, length: number): Promise<void> {
+  try {
+    const unindexable = await scanner?.push(Buffer.from(pieces[piece]!, 0, length));
+    if (unindexable !== undefined) await finish({ kind: 'result', result: unindexable });
+  } finally {
+    port.postMessage({ kind: 'taken', piece, progress: scanner?.progress } satisfies ScanAnswer);
   }
 }
 

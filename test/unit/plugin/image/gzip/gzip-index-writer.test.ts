@@ -25,7 +25,8 @@ function boundariesOf(gzip: Buffer): { entries: GzipEntry[]; plain: Buffer } {
   let plainOffset = 0;
   for (;;) {
     const output = Buffer.allocUnsafeSlow(10_000);
-    const step = inflater.step(gzip.subarray(at, at + 777), output);
+    inflater.setInput(gzip.subarray(at, at + 777));
+    const step = inflater.step(BlockInflater.addressOf(output), output.length);
     at += step.consumed;
     plainOffset += step.produced;
     parts.push(output.subarray(0, step.produced));
