@@ -82,7 +82,7 @@ export function createAdminApp(options: AdminAppOptions): AdminApp {
   if (registries !== undefined) addRegistryRoutes(app, registries);
   addTokenRoutes(app, tokens);
   if (caches !== undefined) addStatusPage(app, { services, caches, convert, answerAction: createActions(caches, log), log });
-  addSystemRoutes(app, { services, metrics: createMetrics(services, caches), version });
+  addSystemRoutes(app, { services, metrics: createMetrics(services, caches, convert), version });
   return app;
 }
 

@@ -1,9 +1,8 @@
 /** Conversion over the admin API: jobs with their log and progress, rules, notifications with their history, deletion of images. */
-import { createRoute, type OpenAPIHono, z } from '@hono/zod-openapi';
-import type { Env } from 'hono';
+import { createRoute, z } from '@hono/zod-openapi';
 import { streamSSE } from 'hono/streaming';
-import { AppError } from '../plugin/base/errors.ts';
 import { type ConvertService, JOB_STATES, newNotificationSchema, ruleChangeSchema } from '../plugin/convert/service.ts';
+import type { AdminApp } from './context.ts';
 import { REMOVE_DEADLINE_MS } from './convert-limits.ts';
 import {
   convertBodySchema,
@@ -19,12 +18,9 @@ import {
   viewNotification,
   viewRule,
 } from './convert-schemas.ts';
-import { errorSchema } from './errors.ts';
-import { MAX_REFERENCE_CHARS, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WATCHERS_MAX } from './limits.ts';
+import { MAX_REFERENCE_CHARS, WATCHERS_MAX } from './limits.ts';
+import { body, eventStream, failure, json, limitQuery, Watchers } from './route-kit.ts';
 
-const json = <T extends z.ZodType>(schema: T, description: string) => ({ description, content: { 'application/json': { schema } } });
-const body = <T extends z.ZodType>(schema: T) => ({ required: true, content: { 'application/json': { schema } } });
-const failure = json(errorSchema, 'What failed, on what, and the limit or expectation');
 const idParam = z.object({
   id: z.coerce
     .number()
@@ -32,13 +28,6 @@ const idParam = z.object({
     .min(1)
     .openapi({ param: { name: 'id', in: 'path' } }),
 });
-const limit = z.coerce
-  .number()
-  .int()
-  .min(1)
-  .max(PAGE_ROWS_MAX)
-  .default(PAGE_ROWS_DEFAULT)
-  .openapi({ description: `rows per page, 1 to ${PAGE_ROWS_MAX}` });
 const before = z.coerce.number().int().min(1).optional().openapi({ description: 'only older ones (`next` of the page before)' });
 const next = z.int().nullable();
 const gone = { description: 'removed' };
@@ -55,7 +44,7 @@ const routes = {
     method: 'get',
     path: '/v1/convert/jobs',
     summary: 'Conversions, newest first',
-    request: { query: z.object({ state: z.enum(JOB_STATES).optional(), before, limit }) },
+    request: { query: z.object({ state: z.enum(JOB_STATES).optional(), before, limit: limitQuery }) },
     responses: { 200: json(z.object({ jobs: z.array(jobSchema), next }), 'a page'), default: failure },
   }),
   job: createRoute({
@@ -76,7 +65,7 @@ const routes = {
     method: 'get',
     path: '/v1/convert/jobs/{id}/log',
     summary: 'Lines of a conversion’s log',
-    request: { params: idParam, query: z.object({ after: z.coerce.number().int().min(0).default(0), limit }) },
+    request: { params: idParam, query: z.object({ after: z.coerce.number().int().min(0).default(0), limit: limitQuery }) },
     responses: { 200: json(z.object({ lines: z.array(logLineSchema), next }), 'a page'), default: failure },
   }),
   watch: createRoute({
@@ -84,7 +73,7 @@ const routes = {
     path: '/v1/convert/jobs/{id}/events',
     summary: 'Progress as server-sent events (`job`): now and at each change, until the job has ended or the caller hangs up',
     request: { params: idParam },
-    responses: { 200: { description: 'events', content: { 'text/event-stream': { schema: z.string() } } }, default: failure },
+    responses: { 200: eventStream('events'), default: failure },
   }),
   addRule: createRoute({
     method: 'post',
@@ -144,7 +133,7 @@ const routes = {
     method: 'get',
     path: '/v1/convert/deliveries',
     summary: 'Notifications sent and to be sent, newest first',
-    request: { query: z.object({ before, limit }) },
+    request: { query: z.object({ before, limit: limitQuery }) },
     responses: { 200: json(z.object({ deliveries: z.array(deliverySchema), next }), 'a page'), default: failure },
   }),
   removeImage: createRoute({
@@ -162,9 +151,9 @@ function nextOf(rows: readonly { id: number }[], wanted: number): number | null 
 }
 
 /** Adds the routes. Failures are thrown, and answered by the application. */
-export function addConvertRoutes<E extends Env>(app: OpenAPIHono<E>, convert: ConvertService): void {
+export function addConvertRoutes(app: AdminApp, convert: ConvertService): void {
   app.openapi(routes.convert, (c) => {
-    const { reference, ...request } = c.req.valid('json');
+    const { reference, buildType: _, ...request } = c.req.valid('json');
     return c.json(viewJob(convert.convert(reference, request)), 202);
   });
   app.openapi(routes.jobs, (c) => {
@@ -214,23 +203,19 @@ export function addConvertRoutes<E extends Env>(app: OpenAPIHono<E>, convert: Co
   });
 }
 
-function addJobEvents<E extends Env>(app: OpenAPIHono<E>, convert: ConvertService): void {
-  let watching = 0;
+function addJobEvents(app: AdminApp, convert: ConvertService): void {
+  const watchers = new Watchers(WATCHERS_MAX);
   app.openapi(routes.watch, (c) => {
     const { id } = c.req.valid('param');
-    if (watching >= WATCHERS_MAX) {
-      const what = `${WATCHERS_MAX} callers watch already`;
-      throw new AppError('ResourceExhausted', { op: 'watch', subject: `job ${id}`, what, retryAfterMs: 10_000 });
-    }
     const hungUp = new AbortController();
     const jobs = convert.watch(id, hungUp.signal);
-    watching += 1;
+    const leave = watchers.enter(`job ${id}`);
     return streamSSE(c, async (stream) => {
       stream.onAbort(() => hungUp.abort());
       try {
         for await (const job of jobs) await stream.writeSSE({ event: 'job', data: JSON.stringify(viewJob(job)) });
       } finally {
-        watching -= 1;
+        leave();
       }
     });
   });

@@ -16,7 +16,14 @@ import { MAX_REFERENCE_CHARS } from './limits.ts';
 const at = z.string().openapi({ description: 'ISO 8601, UTC', example: '2026-01-31T12:00:00.000Z' });
 
 export const convertBodySchema = z
-  .strictObject({ reference: z.string().min(1).max(MAX_REFERENCE_CHARS), ...convertRequestSchema.shape })
+  .strictObject({
+    reference: z.string().min(1).max(MAX_REFERENCE_CHARS),
+    buildType: z
+      .enum(['IMAGE_TO_ACCELERATED_IMAGE', 'IMAGE_TO_ECI_ACCELERATED_IMAGE'])
+      .optional()
+      .openapi({ description: 'the vendor’s names for what is asked; both mean this' }),
+    ...convertRequestSchema.shape,
+  })
   .openapi('ConvertRequest');
 
 export const jobSchema = z

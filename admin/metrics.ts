@@ -1,6 +1,8 @@
 /** Prometheus metrics: gauges read from the services at each scrape, and those of the process. Cardinality is bounded by the devices. */
 import { collectDefaultMetrics, Gauge, Registry } from 'prom-client';
 import { CACHE_STATES, type CacheService } from '../plugin/cache/service.ts';
+import type { ConvertService } from '../plugin/convert/service.ts';
+import { addConvertMetrics } from './convert-metrics.ts';
 import type { AdminServices, DeviceRow } from './services.ts';
 
 const DEVICE_METRICS: readonly { name: string; help: string; of: (device: DeviceRow) => number }[] = [
@@ -21,9 +23,10 @@ export interface Metrics {
   render(signal: AbortSignal): Promise<string>;
 }
 
-export function createMetrics(services: AdminServices, caches: CacheService | undefined): Metrics {
+export function createMetrics(services: AdminServices, caches: CacheService | undefined, convert: ConvertService): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: 'overlaybd_sidecar_' });
+  addConvertMetrics(registry, convert);
   const registers = [registry];
   const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[] = []): Gauge<L> =>
     new Gauge({ name: `overlaybd_${name}`, help, labelNames: [...labelNames], registers });

@@ -30,6 +30,7 @@ const SEVERITIES: Readonly<Record<string, EventRow['severity']>> = {
   'device-not-open': 'error',
   'layer-not-lazy': 'warning',
   'blob-lost': 'error',
+  'convert-over-budget': 'warning',
 };
 
 const isoOfUs = (us: number): string => new Date(us / 1000).toISOString();

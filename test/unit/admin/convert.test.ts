@@ -27,8 +27,10 @@ test('a conversion is queued with its defaults; what is unknown or out of range 
     compression: 'lz4',
     blockKib: 64,
   });
+  expect((await ask('POST', '', { reference: 'a:1', buildType: 'IMAGE_TO_ECI_ACCELERATED_IMAGE' })).status).toBe(202);
   for (const wrong of [
     {},
+    { reference: 'a:1', buildType: 'IMAGE' },
     { reference: 'a:1', mode: 'best' },
     { reference: 'a:1', x: 1 },
     { reference: 'a:1', blockKib: 5 },
