@@ -72,7 +72,7 @@ export interface ImageCache {
   /** The sandbox that an automatic cache was made for. */
   readonly sandboxId: string | null;
   readonly status: CacheState;
-  /** Percent of the standard (whole, read back) content, 0 to 100; falls only when an update begins (R127). */
+  /** Percent of the standard (whole, read back) content, 0 to 100 (R127); falls only when an update or a repair begins. */
   readonly progress: number;
   /** Percent of what a start needs; null without `flash`. */
   readonly flashProgress: number | null;

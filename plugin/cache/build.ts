@@ -1,0 +1,177 @@
+/**
+ * One attempt at what a cache needs: its images pinned to digests, looked at for size and room, brought, read back. Every step is written
+ * down before the next, so that an attempt after a kill goes on where this one ended. Ours.
+ */
+import { AppError } from '../base/errors.ts';
+import { formatBytes, GIB } from '../base/units.ts';
+import type { Admission } from './admission.ts';
+import { sizeOfImages } from './byte-ledger.ts';
+import {
+  type CacheRecord,
+  type HeldImage,
+  hasWork,
+  isPinned,
+  parseResolved,
+  pinnedOf,
+  targetOf,
+  targetSizeOf,
+  workerNameOf,
+} from './cache-record.ts';
+import type { Catalogue } from './catalogue.ts';
+import type { ImageAccess, ImageStore, PrepareOptions, ResolvedImage } from './image-store.ts';
+import type { Secrets } from './secrets.ts';
+
+export interface BuildParts {
+  readonly catalogue: Catalogue;
+  readonly store: ImageStore;
+  readonly secrets: Secrets;
+  readonly admission: Admission;
+}
+
+/** More than the cache may have; waiting does not help. */
+export class TooBig extends AppError {
+  constructor(name: string, neededBytes: number, limitBytes: number) {
+    super('ResourceExhausted', {
+      ...{ op: 'create', subject: name },
+      what: `its images take ${formatBytes(neededBytes)} (${neededBytes} bytes), and its size is ${formatBytes(limitBytes)} (${limitBytes} bytes)`,
+      details: { neededBytes, limitBytes },
+    });
+  }
+}
+
+export class Build {
+  private readonly id: string;
+  private readonly parts: BuildParts;
+  private readonly signal: AbortSignal;
+  private readonly access: ImageAccess;
+
+  constructor(id: string, parts: BuildParts, signal: AbortSignal) {
+    this.id = id;
+    this.parts = parts;
+    this.signal = signal;
+    this.access = parts.secrets.accessOf(parts.catalogue.get(id));
+  }
+
+  /**
+   * Resolves when the cache is Ready and whole. Rejects with what went wrong, or the signal's reason; the cache is then as far as it came. An
+   * automatic cache may be given more images while it runs: it goes round again.
+   */
+  async run(): Promise<void> {
+    do {
+      await this.pinImages();
+      await this.makeRoom();
+      const images = pinnedOf(targetOf(this.record));
+      if (this.record.settings.flash && this.record.status === 'Creating' && this.record.servedUs === null) {
+        await this.prepareAll(images, 'usable');
+        if (this.isDoneWith(images)) this.serveUnfinished();
+      }
+      await this.prepareAll(images, 'whole');
+      if (this.isDoneWith(images)) this.finish();
+    } while (hasWork(this.record));
+  }
+
+  private get record(): CacheRecord {
+    this.signal.throwIfAborted();
+    return this.parts.catalogue.get(this.id);
+  }
+
+  /** Asks what every reference means, once; the answer is kept for ever. */
+  private async pinImages(): Promise<void> {
+    for (;;) {
+      const next = targetOf(this.record).find((image) => !isPinned(image));
+      if (next === undefined) return;
+      const resolved = parseResolved(await this.parts.store.resolve(next.reference, this.access, this.signal));
+      const pin = (images: readonly HeldImage[]): HeldImage[] =>
+        images.map((image) => (image.reference === next.reference ? { ...image, resolved } : image));
+      const { pending, images } = this.record;
+      this.parts.catalogue.change(this.id, pending === null ? { images: pin(images) } : { pending: pin(pending) }, [
+        {
+          type: 'Normal',
+          reason: 'ImageResolved',
+          message: `${next.reference} is ${resolved.digest} (${resolved.form}, ${resolved.layers.length} layers, ${formatBytes(resolved.sizeBytes)})`,
+        },
+      ]);
+    }
+  }
+
+  /** Sizes are known now: first the cache's own bound, then that of all. Content that served once has its room already. */
+  private async makeRoom(): Promise<void> {
+    const { record } = this;
+    const neededBytes = sizeOfImages(pinnedOf(targetOf(record)));
+    const limitBytes = targetSizeOf(record) * GIB;
+    if (neededBytes > limitBytes) throw new TooBig(record.name, neededBytes, limitBytes);
+    if (record.servedUs === null || record.pending !== null) await this.parts.admission.roomForBytes(record, this.signal);
+    if (this.record.status !== 'Preparing') return;
+    const what = `${record.images.length} ${record.images.length === 1 ? 'image' : 'images'}, ${formatBytes(neededBytes)}`;
+    this.parts.catalogue.change(this.id, { status: 'Creating' }, [{ type: 'Normal', reason: 'Creating', message: `bringing ${what}` }]);
+  }
+
+  private async prepareAll(images: readonly ResolvedImage[], until: PrepareOptions['until']): Promise<void> {
+    const totalBytes = images.reduce((sum, image) => sum + image.sizeBytes, 0);
+    const limitBytes = targetSizeOf(this.record) * GIB;
+    let doneBytes = 0;
+    for (const image of images) {
+      const others = images.filter((other) => other !== image);
+      const { fetchedBytes } = await this.parts.store.prepare(this.id, image, {
+        access: this.access,
+        signal: this.signal,
+        workerName: workerNameOf(this.id),
+        reservationBytes: limitBytes - sizeOfImages(others),
+        until,
+        onProgress: (progress) => {
+          const share = progress.totalBytes === 0 ? 0 : Math.min(1, progress.doneBytes / progress.totalBytes);
+          this.tell(until, doneBytes + share * image.sizeBytes, totalBytes);
+        },
+        onNote: ({ type, reason, message }) => this.note(type, reason, `${image.reference}: ${message}`),
+      });
+      doneBytes += image.sizeBytes;
+      this.tell(until, doneBytes, totalBytes);
+      this.note(
+        'Normal',
+        until === 'whole' ? 'ImageCached' : 'ImageUsable',
+        `${image.reference}: ${formatBytes(image.sizeBytes)}, of which ${formatBytes(fetchedBytes)} were fetched`,
+      );
+    }
+  }
+
+  private note(type: 'Normal' | 'Warning', reason: string, message: string): void {
+    const record = this.parts.catalogue.find(this.id);
+    if (record !== undefined) this.parts.catalogue.note(this.id, { type, reason, message: this.parts.secrets.scrub(record, message) });
+  }
+
+  /** 100 is for what has been read back and written down. */
+  private tell(until: PrepareOptions['until'], doneBytes: number, totalBytes: number): void {
+    const percent = totalBytes === 0 ? 0 : Math.min(99, Math.floor((doneBytes / totalBytes) * 100));
+    this.parts.catalogue.progress(this.id, until === 'whole' ? 'progress' : 'flashProgress', percent);
+  }
+
+  /** False: images were added meanwhile. */
+  private isDoneWith(images: readonly ResolvedImage[]): boolean {
+    const target = targetOf(this.record);
+    return target.length === images.length && target.every((image, index) => image.resolved === images[index]);
+  }
+
+  /** A flash cache: pods may start from it. */
+  private serveUnfinished(): void {
+    const { catalogue } = this.parts;
+    catalogue.change(
+      this.id,
+      { status: 'Ready', isWhole: false, flashProgress: 100, servedUs: catalogue.time.nowUs(), attempts: 0, failure: null },
+      [{ type: 'Normal', reason: 'FlashReady', message: 'pods may start from it while the rest is brought' }],
+    );
+  }
+
+  private finish(): void {
+    const { catalogue } = this.parts;
+    const { record } = this;
+    catalogue.change(
+      this.id,
+      {
+        ...{ status: 'Ready', isWhole: true, progress: 100, images: targetOf(record), pending: null, attempts: 0, failure: null },
+        ...{ sizeGib: targetSizeOf(record), pendingSizeGib: null, servedUs: record.servedUs ?? catalogue.time.nowUs() },
+        ...(record.settings.flash ? { flashProgress: 100 } : {}),
+      },
+      [{ type: 'Normal', reason: 'Ready', message: 'every image is here whole and was read back' }],
+    );
+  }
+}

@@ -1,0 +1,258 @@
+/** What clients change: creation, update, automatic creation. Each is checked, then durable, then begun. Ours. */
+import type { AppError } from '../base/errors.ts';
+import { parseReference } from '../registry/reference.ts';
+import type { Admission } from './admission.ts';
+import { type CacheRecord, heldImage } from './cache-record.ts';
+import type { Catalogue, NewEvent } from './catalogue.ts';
+import type { ClientTokens } from './client-tokens.ts';
+import type { ImageStore } from './image-store.ts';
+import { automaticCache, refuseReservedName, refuseSameImages, userCache } from './new-cache.ts';
+import {
+  AUTOMATIC_PREFIX,
+  autoCreateRequestSchema,
+  clientTokenSchema,
+  createCacheRequestSchema,
+  MAX_CACHE_IMAGES,
+  updateCacheRequestSchema,
+} from './requests.ts';
+import type { Secrets } from './secrets.ts';
+import type { AutoCreateRequest, CreateCacheRequest, UpdateCacheRequest } from './types.ts';
+import { planUpdate } from './update-plan.ts';
+import { cacheError, checkRequest } from './validation.ts';
+
+/** Twenty tags are asked for, a few requests each. */
+const MOVED_LIMIT_MS = 60_000;
+
+export interface ChangesParts {
+  readonly catalogue: Catalogue;
+  readonly admission: Admission;
+  readonly tokens: ClientTokens;
+  readonly secrets: Secrets;
+  readonly store: Pick<ImageStore, 'resolve'>;
+  readonly signal: AbortSignal;
+  /** GiB */
+  readonly defaultSize: number;
+  /** GiB */
+  readonly podEphemeralSize: number;
+  /** Work is to be done. */
+  poke(): void;
+}
+
+export interface ChangeOptions {
+  readonly clientToken?: string;
+  readonly dryRun?: boolean;
+}
+
+export class Changes {
+  private readonly parts: ChangesParts;
+  /** Caches of which an update is being looked into. */
+  private readonly updating = new Set<string>();
+
+  constructor(parts: ChangesParts) {
+    this.parts = parts;
+  }
+
+  /** Resolves with the id. */
+  async create(raw: CreateCacheRequest, { clientToken, dryRun: isDry = false }: ChangeOptions): Promise<string> {
+    const op = 'create image cache';
+    const request = checkRequest(createCacheRequestSchema, raw, op);
+    checkToken(clientToken, op);
+    refuseReservedName(request.imageCacheName, op);
+    refuseSameImages(request.images, op);
+    const { admission, tokens, catalogue, secrets, defaultSize } = this.parts;
+    return admission.exclusive(async () => {
+      const known = tokens.find('create', clientToken, request);
+      if (known !== undefined) return known;
+      this.refuseTakenName(request.imageCacheName, op);
+      if (isDry) {
+        if (!(await admission.hasRoomForOne('user'))) throw admission.tooMany('user');
+        throw dryRun(op, request.imageCacheName);
+      }
+      await admission.roomForOne('user');
+      const record = userCache(request, defaultSize, secrets.seal(request.imageRegistryCredentials), catalogue.time.nowUs());
+      this.insert(record, `${request.images.length} images, ${record.sizeGib} GiB`, () =>
+        tokens.add('create', clientToken, request, record.id),
+      );
+      return record.id;
+    });
+  }
+
+  /** Resolves when the change is durable; what is to be built follows. */
+  async update(id: string, raw: UpdateCacheRequest, options: ChangeOptions & { readonly version?: number }): Promise<void> {
+    const op = 'update image cache';
+    const patch = checkRequest(updateCacheRequestSchema, raw, op);
+    checkToken(options.clientToken, op);
+    if (patch.imageCacheName !== undefined) refuseReservedName(patch.imageCacheName, op);
+    if (patch.images !== undefined) refuseSameImages(patch.images, op);
+    const record = this.parts.catalogue.get(id);
+    const scope = `update ${id}`;
+    if (this.parts.tokens.find(scope, options.clientToken, patch) !== undefined) return;
+    if (options.version !== undefined && options.version !== record.version) throw this.conflict(record, op, options.version);
+    if (this.updating.has(id)) throw this.conflict(record, op);
+    this.updating.add(id);
+    try {
+      await this.applyUpdate(id, patch, op, options, () => this.parts.tokens.add(scope, options.clientToken, patch, id));
+    } finally {
+      this.updating.delete(id);
+    }
+    this.parts.poke();
+  }
+
+  /** The automatic cache of a sandbox: made, added to, one that holds the same already, or as it is. Resolves with its id. */
+  async autoCreate(raw: AutoCreateRequest): Promise<string> {
+    const op = 'create automatic image cache';
+    const request = checkRequest(autoCreateRequestSchema, raw, op);
+    const { admission, catalogue, secrets, podEphemeralSize } = this.parts;
+    const images = [...new Map(request.images.map((reference) => [heldImage(reference).canonicalReference, reference])).values()];
+    return admission.exclusive(async () => {
+      const own = catalogue.named(AUTOMATIC_PREFIX + request.sandboxId);
+      if (own !== undefined) {
+        this.addImages(own, images, op);
+        return own.id;
+      }
+      // Pods of one deployment miss together; one cache is enough for them.
+      const same = catalogue.ofOwner('system').find((record) => record.status !== 'Failed' && holdsAll(record, images));
+      if (same !== undefined) return same.id;
+      await admission.roomForOne('system');
+      const sizeGib = podEphemeralSize + (request.extraEphemeralStorage ?? 0);
+      const credentials = secrets.seal(request.credentials ?? []);
+      const { sandboxId, plainHttpRegistry = [], insecureRegistry = [] } = request;
+      const record = automaticCache(
+        { sandboxId, images, plainHttpRegistry, insecureRegistry },
+        sizeGib,
+        credentials,
+        catalogue.time.nowUs(),
+      );
+      this.insert(record, `for sandbox ${sandboxId}: ${images.length} images, ${sizeGib} GiB`);
+      return record.id;
+    });
+  }
+
+  private insert(record: CacheRecord, what: string, beside: () => void = () => {}): void {
+    this.parts.catalogue.insert(record, { type: 'Normal', reason: 'Accepted', message: what }, beside);
+    this.parts.poke();
+  }
+
+  private async applyUpdate(
+    id: string,
+    patch: UpdateCacheRequest,
+    op: string,
+    { dryRun: isDry = false }: ChangeOptions,
+    remember: () => void,
+  ): Promise<void> {
+    const { catalogue, secrets } = this.parts;
+    const seen = this.updatable(id, op);
+    const plan = planUpdate(seen, patch, secrets.open(seen));
+    let { rebuild } = plan;
+    if (rebuild === undefined && plan.mayHaveMoved && (await this.hasMoved(seen))) {
+      rebuild = { pending: seen.images.map((image) => heldImage(image.reference)), pendingSizeGib: null };
+    }
+    // The registry may have taken its time.
+    const record = this.updatable(id, op);
+    if (plan.change.name !== undefined) this.refuseTakenName(plan.change.name, op);
+    if (rebuild === undefined && plan.credentials === undefined && Object.keys(plan.change).length === 0) {
+      throw cacheError('NoNeedUpdate', { op, subject: id, what: 'it is as the request wants it already' });
+    }
+    if (rebuild !== undefined && !record.isWhole) {
+      throw cacheError('OperationConflict', { op, subject: id, what: `it is still being filled (${record.progress} %)` });
+    }
+    if (isDry) throw dryRun(op, id);
+    const nowUs = catalogue.time.nowUs();
+    const event: NewEvent = {
+      type: 'Normal',
+      reason: rebuild === undefined ? 'Updated' : 'Updating',
+      message: rebuild === undefined ? `changed: ${Object.keys(patch).join(', ')}` : 'the former content serves until the new one is whole',
+    };
+    catalogue.change(
+      id,
+      {
+        ...plan.change,
+        ...(plan.credentials === undefined ? {} : { credentials: secrets.seal(plan.credentials) }),
+        ...(rebuild === undefined ? {} : { status: 'Updating', ...rebuild, progress: 0, attempts: 0, workSinceUs: nowUs, failure: null }),
+      },
+      [event],
+      remember,
+    );
+  }
+
+  /** Only Ready and UpdateFailed caches are updated (R123). */
+  private updatable(id: string, op: string): CacheRecord {
+    const record = this.parts.catalogue.get(id);
+    if (record.status === 'Updating') throw this.conflict(record, op);
+    if (record.status === 'Ready' || record.status === 'UpdateFailed') return record;
+    throw cacheError('ImageCache.IncorrectStatus', {
+      ...{ op, subject: id, what: `its status is ${record.status}; Ready and UpdateFailed caches can be updated` },
+      details: { status: record.status },
+    });
+  }
+
+  /** True when a tag names something else than the cache holds. */
+  private async hasMoved(record: CacheRecord): Promise<boolean> {
+    const { store, secrets, signal } = this.parts;
+    const deadline = AbortSignal.any([signal, AbortSignal.timeout(MOVED_LIMIT_MS)]);
+    const access = secrets.accessOf(record);
+    for (const { reference, resolved } of record.images) {
+      if (parseReference(reference).digest !== undefined) continue;
+      if ((await store.resolve(reference, access, deadline)).digest !== resolved?.digest) return true;
+    }
+    return false;
+  }
+
+  private addImages(record: CacheRecord, references: readonly string[], op: string): void {
+    if (record.status === 'Failed' || holdsAll(record, references)) return;
+    const { catalogue } = this.parts;
+    const isUpdate = record.status !== 'Preparing' && record.status !== 'Creating';
+    const present = isUpdate ? (record.pending ?? record.images) : record.images;
+    const known = new Set(present.map((image) => image.canonicalReference));
+    const added = references.map((reference) => heldImage(reference)).filter((image) => !known.has(image.canonicalReference));
+    const images = [...present, ...added];
+    if (images.length > MAX_CACHE_IMAGES) {
+      const what = `images: ${images.length} of one pod, more than ${MAX_CACHE_IMAGES}`;
+      throw cacheError('InvalidParameter', { op, subject: record.name, what, details: { field: 'images' } });
+    }
+    const event: NewEvent = { type: 'Normal', reason: 'ImagesAdded', message: added.map((image) => image.reference).join(', ') };
+    const begins = record.status === 'Ready' || record.status === 'UpdateFailed';
+    const nowUs = catalogue.time.nowUs();
+    catalogue.change(
+      record.id,
+      {
+        ...(isUpdate ? { pending: images } : { images }),
+        ...(begins ? { status: 'Updating', progress: 0, attempts: 0, workSinceUs: nowUs, failure: null } : {}),
+      },
+      [event],
+    );
+    this.parts.poke();
+  }
+
+  private refuseTakenName(name: string, op: string): void {
+    const holder = this.parts.catalogue.named(name);
+    if (holder === undefined) return;
+    throw cacheError('ImageCache.NameDuplicated', {
+      op,
+      subject: name,
+      what: `${holder.id} has this name`,
+      details: { imageCacheId: holder.id },
+    });
+  }
+
+  private conflict({ id, version, status }: CacheRecord, op: string, wanted?: number): AppError {
+    const what =
+      wanted === undefined
+        ? `another update is under way (status ${status})`
+        : `its version is ${version}, not ${wanted}: it was changed meanwhile`;
+    return cacheError('OperationConflict', { op, subject: id, what, details: { version } });
+  }
+}
+
+function holdsAll(record: CacheRecord, references: readonly string[]): boolean {
+  const held = new Set([...record.images, ...(record.pending ?? [])].map((image) => image.canonicalReference));
+  return references.every((reference) => held.has(heldImage(reference).canonicalReference));
+}
+
+function checkToken(token: string | undefined, op: string): void {
+  if (token !== undefined) checkRequest(clientTokenSchema, token, op);
+}
+
+function dryRun(op: string, subject: string): AppError {
+  return cacheError('DryRunOperation', { op, subject, what: 'a dry run; it would have been accepted' });
+}
