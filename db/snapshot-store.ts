@@ -134,10 +134,12 @@ export class SnapshotStore {
   private readonly database: Database;
   private readonly queries: ReturnType<typeof prepareQueries>;
   private readonly chainQuery: Sqlite.Statement;
+  private readonly repositoryQuery: Sqlite.Statement;
 
   constructor(database: Database) {
     this.database = database;
     this.queries = prepareQueries(database);
+    this.repositoryQuery = database.client.prepare('SELECT 1 FROM snapshots WHERE instr(accelerated, ?) > 0 LIMIT 1');
     this.chainQuery = database.client.prepare(`
       WITH RECURSIVE chain (id, parent_id, depth) AS (
         SELECT id, parent_id, 0 FROM snapshots WHERE id = ?
@@ -196,6 +198,12 @@ export class SnapshotStore {
 
   isArtifactUsed(digest: string): boolean {
     return this.queries.artifactUser.get({ digest }) !== undefined;
+  }
+
+  /** True while a snapshot reads layers of a repository of this name, on whatever registry. Looks at all of them. */
+  isRepositoryRead(repository: string): boolean {
+    const named = `"repository":${JSON.stringify(repository)}`;
+    return this.repositoryQuery.get(named) !== undefined;
   }
 
   /** Snapshots that must have a directory, a page at a time. */

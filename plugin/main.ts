@@ -18,8 +18,10 @@ import { dieWithParent } from './kernel/process.ts';
 import { startAdmin } from './main/admin.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
 import { startConversion } from './main/convert.ts';
+import { openVault, startImageService } from './main/cri.ts';
 import { createImageResolver } from './main/image-resolver.ts';
 import { Materializer } from './main/materialize.ts';
+import type { CredentialVault } from './registry/vault/vault.ts';
 import { type BlockDevices, type ImageMounter, type SnapshotterService, startSnapshotter } from './snapshotter/service.ts';
 
 /** Of Prepare's deadline, the share that resolving may take; the rest is for answering. */
@@ -52,7 +54,7 @@ function blockDevices(client: BlockdClient): BlockDevices {
 }
 
 /** Wires and starts the control plane. Errors: those of its parts; blockd and the registry may be away. */
-async function startSidecar(config: Config, blockd: BlockdClient, logger: Logger): Promise<SnapshotterService> {
+async function startSidecar(config: Config, blockd: BlockdClient, vault: CredentialVault, logger: Logger): Promise<SnapshotterService> {
   const { prepareDeadlineMs, watchIntervalMs, socket, mountOptions, remapIds } = config.snapshotter;
   const { enabled: isEnabled, prefer, lookupBudgetMs, negativeTtlMs, trusted, elsewhere } = config.twins;
   return startSnapshotter(
@@ -69,7 +71,7 @@ async function startSidecar(config: Config, blockd: BlockdClient, logger: Logger
     {
       devices: blockDevices(blockd),
       mounter: imageMounter(config.blockd.readAheadKib),
-      resolver: createImageResolver(config, logger),
+      resolver: createImageResolver({ config, logger, vault: vault.sources() }),
       logger,
     },
   );
@@ -97,13 +99,15 @@ async function main(): Promise<void> {
   const logger = createLogger('sidecar', config.log.level);
   const version = readVersion();
   const blockd = new BlockdClient(path.join(config.paths.run, 'blockd.sock'));
-  const service = await startSidecar(config, blockd, logger);
+  const vault = await openVault(config, logger);
+  const service = await startSidecar(config, blockd, vault, logger);
   const materializer = new Materializer({
     containerdAddress: config.containerd.address,
     fetchWhole: (source, signal) => blockd.fetchWhole(source, signal),
     logger,
   });
   const convert = await startConversion(config, service, logger);
+  const cri = await startImageService({ config, vault, snapshotter: service, blockd, caches: undefined, logger });
   const services = new GatheredAdminServices({
     config,
     version,
@@ -119,6 +123,7 @@ async function main(): Promise<void> {
     isStopping = true;
     admin
       .close()
+      .then(() => cri.stop())
       .then(() => convert.stop())
       .then(() => service.stop({ unmount }))
       .then(

@@ -5,19 +5,20 @@ import type { Digest } from '../base/digest.ts';
 import { AppError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { RegistryClient } from '../registry/client.ts';
-import { dockerConfigSource } from '../registry/docker-config.ts';
+import { nodeCredentials, vaultPathsOf } from '../registry/node-credentials.ts';
+import { sealedSources } from '../registry/vault/sealed-source.ts';
 import type { FetchRange } from './fetch/fetch-types.ts';
 
 /** {@link registryRanges} with a client of its own, as the configuration says. */
 export function createRegistryRanges(config: Config, logger: Logger): FetchRange {
-  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
+  const { hostsDir, plainHttp, responseTimeoutMs, stallTimeoutMs } = config.registry;
   const client = new RegistryClient({
     hostsDirs: [hostsDir],
     plainHttpHosts: plainHttp,
     logger,
     headersTimeoutMs: responseTimeoutMs,
     bodyIdleTimeoutMs: stallTimeoutMs,
-    ...(dockerConfig === undefined ? {} : { credentials: dockerConfigSource(dockerConfig) }),
+    credentials: nodeCredentials(config, sealedSources(vaultPathsOf(config)), logger),
   });
   return registryRanges(client);
 }

@@ -4,20 +4,27 @@ import { type Digest, parseDigest } from '../base/digest.ts';
 import { AppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { RegistryClient } from '../registry/client.ts';
-import { dockerConfigSource } from '../registry/docker-config.ts';
+import { nodeCredentials } from '../registry/node-credentials.ts';
 import { parseReference, referenceObject } from '../registry/reference.ts';
+import type { OriginSources } from '../registry/vault/entry.ts';
 import type { ImageResolver } from '../snapshotter/service.ts';
 
+export interface ResolverParts {
+  readonly config: Config;
+  readonly logger: Logger;
+  readonly vault: OriginSources;
+}
+
 /** A client of its own, as the configuration says. */
-export function createImageResolver(config: Config, logger: Logger): ImageResolver {
-  const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
+export function createImageResolver({ config, logger, vault }: ResolverParts): ImageResolver {
+  const { hostsDir, plainHttp, responseTimeoutMs, stallTimeoutMs } = config.registry;
   const client = new RegistryClient({
     hostsDirs: [hostsDir],
     plainHttpHosts: plainHttp,
     logger,
     headersTimeoutMs: responseTimeoutMs,
     bodyIdleTimeoutMs: stallTimeoutMs,
-    ...(dockerConfig === undefined ? {} : { credentials: dockerConfigSource(dockerConfig) }),
+    credentials: nodeCredentials(config, vault, logger),
   });
   return imageResolverOf(client);
 }
