@@ -18,15 +18,13 @@ import {
   matchRequestSchema,
   updateCacheRequestSchema,
 } from '../plugin/cache/service.ts';
+import { CACHE_PAGE_DEFAULT, CACHE_PAGE_MAX } from './limits.ts';
 
 const count = z.int().min(0);
 const at = z.string().openapi({ description: 'RFC 3339, UTC', example: '2026-01-31T12:00:00.000Z' });
 
 /** Images that one question may name; a URL has an end. */
 export const MATCH_IMAGES_MAX = 100;
-/** Caches of one page: each with its events, some 20 KiB. */
-export const CACHE_PAGE_MAX = 100;
-export const CACHE_PAGE_DEFAULT = 50;
 
 const clientToken = clientTokenSchema
   .optional()
@@ -34,7 +32,7 @@ const clientToken = clientTokenSchema
 
 export const createBodySchema = createCacheRequestSchema.extend({ clientToken }).openapi('CreateImageCache');
 export const updateBodySchema = updateCacheRequestSchema.extend({ clientToken }).openapi('UpdateImageCache');
-export const matchBodySchema = matchRequestSchema.openapi('MatchRequest');
+export const matchBodySchema = z.strictObject(matchRequestSchema.shape).openapi('MatchRequest');
 
 const cacheEventSchema = z
   .object({

@@ -14,6 +14,7 @@ export interface AdminRequest {
   method: AdminMethod;
   path: string;
   body?: unknown;
+  headers?: Readonly<Record<string, string>>;
   /** Milliseconds until the call is given up. */
   timeoutMs: number;
 }
@@ -43,7 +44,7 @@ function unreachable(socketPath: string, error: unknown): AppError {
 export function callAdmin(request: AdminRequest): Promise<{ status: number; text: string }> {
   const { socketPath, method, path, timeoutMs } = request;
   const payload = request.body === undefined ? undefined : JSON.stringify(request.body);
-  const headers = { host: 'localhost', ...(payload === undefined ? {} : { 'content-type': 'application/json' }) };
+  const headers = { host: 'localhost', ...request.headers, ...(payload === undefined ? {} : { 'content-type': 'application/json' }) };
   return new Promise((resolve, reject) => {
     const signal = AbortSignal.timeout(timeoutMs);
     const fail = (error: unknown): void => {

@@ -40,3 +40,7 @@ export const READS_PER_SECOND = 500;
 
 /** Changes of one caller in a second; each is a flush of the database, about 1 ms. */
 export const CHANGES_PER_SECOND = 100;
+
+/** Caches of one page: each with its events, some 20 KiB. */
+export const CACHE_PAGE_MAX = 100;
+export const CACHE_PAGE_DEFAULT = 50;

@@ -4,14 +4,37 @@
  * Exit codes: 0 done; 1 the service refused; 2 wrong usage; 3 the service cannot be reached; 4 `status` found it degraded.
  */
 import fs from 'node:fs';
-import { Command, CommanderError } from 'commander';
+import { Argument, Command, CommanderError, Option } from 'commander';
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../plugin/base/config/config.ts';
-import { AppError, describeError } from '../plugin/base/errors.ts';
+import { AppError, describeError, errnoOf } from '../plugin/base/errors.ts';
+import { addAccessCommands } from './access-commands.ts';
+import { addCacheCommands } from './cache-commands.ts';
 import { type AdminMethod, callAdmin, isUnreachable, watchAdmin } from './client.ts';
+import { completionScript, SHELLS, type Shell } from './completion.ts';
 import { addConvertCommands } from './convert-commands.ts';
 import { ANSWER_DEADLINE_MS, MATERIALIZE_DEADLINE_MS, PAGE_ROWS_MAX } from './limits.ts';
-import { renderDevices, renderEvents, renderMaterialized, renderSnapshots, renderStatus, renderStore, renderTraffic } from './render.ts';
-import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus, Traffic } from './services.ts';
+import {
+  renderBlobs,
+  renderDevices,
+  renderEvents,
+  renderEviction,
+  renderMaterialized,
+  renderSnapshots,
+  renderStatus,
+  renderStore,
+  renderTraffic,
+} from './render.ts';
+import type {
+  DeviceRow,
+  EventRow,
+  Eviction,
+  MaterializeResult,
+  NodeStatus,
+  SnapshotRow,
+  StoreBlob,
+  StoreStatus,
+  Traffic,
+} from './services.ts';
 
 const EXIT = { done: 0, refused: 1, usage: 2, unreachable: 3, degraded: 4 } as const;
 
@@ -22,13 +45,15 @@ interface GlobalOptions {
   socket?: string;
   config?: string;
   json?: boolean;
+  format?: string;
 }
 
 const program = new Command('obdctl')
   .description('Looks into and steers overlaybd-sidecar on this node')
   .option('--socket <path>', 'admin socket (default: admin.socket of the configuration)')
   .option('--config <file>', `configuration file that names the socket (default: ${DEFAULT_CONFIG_PATH})`)
-  .option('--json', 'print the answer as JSON')
+  .addOption(new Option('-o, --format <format>', 'how answers are printed').choices(['table', 'json']).default('table'))
+  .option('--json', 'the same as -o json')
   .helpCommand(false)
   .showHelpAfterError('(obdctl --help lists the commands)')
   .addHelpText('after', '\nExit codes: 0 done, 1 refused, 2 wrong usage, 3 service not reachable, 4 degraded (status)')
@@ -40,14 +65,19 @@ function socketPathOf({ socket, config }: GlobalOptions): string {
   return socket ?? loadConfig(config).admin.socket;
 }
 
-async function call<T>(method: AdminMethod, path: string, body?: unknown, timeoutMs = ANSWER_DEADLINE_MS + 1000): Promise<T> {
+async function callFor<T>(timeoutMs: number, method: AdminMethod, path: string, body?: unknown, headers = {}): Promise<T> {
   const socketPath = socketPathOf(globals());
-  const { text } = await callAdmin({ socketPath, method, path, timeoutMs, ...(body === undefined ? {} : { body }) });
+  const { text } = await callAdmin({ socketPath, method, path, timeoutMs, headers, ...(body === undefined ? {} : { body }) });
   return (text === '' ? {} : JSON.parse(text)) as T;
 }
 
+const call = <T>(method: AdminMethod, path: string, body?: unknown, headers?: Readonly<Record<string, string>>): Promise<T> =>
+  callFor(ANSWER_DEADLINE_MS + 1000, method, path, body, headers);
+
+const isJson = (): boolean => globals().json === true || globals().format === 'json';
+
 function print(answer: unknown, text: () => string): void {
-  process.stdout.write(globals().json === true ? `${JSON.stringify(answer, null, 2)}\n` : text());
+  process.stdout.write(isJson() ? `${JSON.stringify(answer, null, 2)}\n` : text());
 }
 
 program
@@ -86,12 +116,27 @@ program
     print(answer, () => renderDevices(answer.devices));
   });
 
-program
+const store = program
   .command('store')
-  .description('the local store: budget, use, evictions')
+  .description('the local store: budget and use')
   .action(async () => {
-    const store = await call<StoreStatus>('GET', '/v1/store');
-    print(store, () => renderStore(store));
+    const status = await call<StoreStatus>('GET', '/v1/store');
+    print(status, () => renderStore(status));
+  });
+store
+  .command('ls')
+  .description('the ledger: every blob with its bytes and why it stays, next to be evicted first')
+  .action(async () => {
+    const answer = await call<{ blobs: StoreBlob[]; totalCount: number }>('GET', `/v1/store/blobs?limit=${PAGE_ROWS_MAX}`);
+    print(answer, () => renderBlobs(answer.blobs, answer.totalCount));
+  });
+store
+  .command('evict')
+  .description('removes what nothing uses, least recently used first, until so many bytes are free')
+  .argument('<bytes>')
+  .action(async (bytes: string) => {
+    const gone = await call<Eviction>('POST', '/v1/store:evict', { bytes: Number(bytes) });
+    print(gone, () => renderEviction(gone));
   });
 
 program
@@ -117,20 +162,34 @@ program
   .description('fetches what is missing of a lazy image, so that it can be exported or pushed')
   .argument('<reference>', 'image reference as containerd knows it')
   .action(async (reference: string) => {
-    const result = await call<MaterializeResult>('POST', '/v1/materialize', { reference }, MATERIALIZE_DEADLINE_MS + 1000);
+    const result = await callFor<MaterializeResult>(MATERIALIZE_DEADLINE_MS + 1000, 'POST', '/v1/materialize', { reference });
     print(result, () => renderMaterialized(result));
   });
 
-addConvertCommands(program, {
+const tools = {
   call,
   print,
-  watch: (path) => watchAdmin(socketPathOf(globals()), path),
+  watch: (path: string) => watchAdmin(socketPathOf(globals()), path),
   config: () => loadConfig(globals().config),
-  isJson: () => globals().json === true,
+  isJson,
   fail: () => {
     process.exitCode = EXIT.refused;
   },
+};
+addCacheCommands(program, tools);
+addConvertCommands(program, {
+  ...tools,
+  call: (method, path, body, timeoutMs) => callFor(timeoutMs ?? ANSWER_DEADLINE_MS + 1000, method, path, body),
 });
+addAccessCommands(program, tools);
+
+program
+  .command('completion')
+  .description('completion for a shell: source <(obdctl completion bash)')
+  .addArgument(new Argument('<shell>').choices(SHELLS))
+  .action((shell: Shell) => {
+    process.stdout.write(completionScript(program, shell));
+  });
 
 program
   .command('check-config')
@@ -145,6 +204,12 @@ function exitCodeOf(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
   return isUnreachable(error) ? EXIT.unreachable : EXIT.refused;
 }
+
+// `obdctl … | head` is no failure.
+process.stdout.on('error', (error) => {
+  if (errnoOf(error) !== 'EPIPE') throw error;
+  process.exit();
+});
 
 try {
   await program.parseAsync();

@@ -1,6 +1,16 @@
 /** Answers of the admin API as text for people: tables with padded columns. Control characters from outside are made visible. */
 import { formatBytes } from '../plugin/base/units.ts';
-import type { DeviceRow, EventRow, MaterializeResult, NodeStatus, SnapshotRow, StoreStatus, Traffic } from './services.ts';
+import type {
+  DeviceRow,
+  EventRow,
+  Eviction,
+  MaterializeResult,
+  NodeStatus,
+  SnapshotRow,
+  StoreBlob,
+  StoreStatus,
+  Traffic,
+} from './services.ts';
 
 /** Names and messages may come from a registry: what could steer a terminal is escaped. */
 export function printable(text: string): string {
@@ -57,14 +67,16 @@ export function renderDevices(rows: readonly DeviceRow[]): string {
     d.state,
     formatBytes(d.layerBytes),
     formatBytes(d.presentBytes),
-    formatBytes(d.accessedBytes),
+    formatBytes(d.readBytes),
+    d.readCount === 0 ? '-' : `${Math.floor((100 * d.hitCount) / d.readCount)} %`,
     String(d.missCount),
+    String(d.stallCount),
     String(d.waitingCount),
     String(d.failureCount),
     short(d.image, 60),
     d.detail ?? '',
   ]);
-  return table(['DEVICE', 'STATE', 'LAYERS', 'LOCAL', 'READ', 'MISSES', 'WAITING', 'FAILED', 'IMAGE', 'DETAIL'], lines);
+  return table(['DEVICE', 'STATE', 'LAYERS', 'LOCAL', 'READ', 'HITS', 'MISSES', 'STALLS', 'WAITING', 'FAILED', 'IMAGE', 'DETAIL'], lines);
 }
 
 export function renderStore(store: StoreStatus): string {
@@ -83,6 +95,16 @@ export function renderStore(store: StoreStatus): string {
       ],
     ],
   );
+}
+
+export function renderBlobs(blobs: readonly StoreBlob[], totalCount: number): string {
+  const rows = blobs.map(({ blob, diskBytes, use }) => [blob, formatBytes(diskBytes), use]);
+  const more = totalCount > blobs.length ? `${totalCount - blobs.length} more\n` : '';
+  return table(['BLOB', 'ON DISK', 'USE'], rows) + more;
+}
+
+export function renderEviction({ evictedBlobs, freedBytes, usedBytes }: Eviction): string {
+  return `${evictedBlobs} blobs with ${formatBytes(freedBytes)} removed; ${formatBytes(usedBytes)} in use\n`;
 }
 
 export function renderTraffic(t: Traffic): string {
