@@ -10,7 +10,7 @@ import type { StoredBlob } from '../file/store/chunk-store.ts';
 import type { DeviceStatus } from './devices.ts';
 import type { DataPlaneEvent } from './events.ts';
 import type { Grant } from './grants.ts';
-import type { PinStatus } from './pins.ts';
+import type { PinnedBlob } from './pins.ts';
 import type { DataPlaneStats } from './stats.ts';
 
 /** An answer is a list of devices at most: 4096 of them, 1 KiB each. */
@@ -72,8 +72,8 @@ export class BlockdClient {
     await this.insist('PUT', `/pins/${owner}/grant`, owner, signal, grant);
   }
 
-  async pinned(owner: string, signal: AbortSignal): Promise<PinStatus> {
-    return (await this.insist('GET', `/pins/${owner}`, owner, signal)) as PinStatus;
+  async pinned(owner: string, signal: AbortSignal): Promise<PinnedBlob[]> {
+    return (await this.insist('GET', `/pins/${owner}`, owner, signal)) as PinnedBlob[];
   }
 
   async pinOwners(signal: AbortSignal): Promise<string[]> {

@@ -10,10 +10,10 @@ import type { Logger } from '../base/log.ts';
 import { blobSourceSchema } from '../file/device-spec.ts';
 import { removeDurably, writeDurably } from '../file/durable-file.ts';
 
-/** Twenty images of the most layers that the format knows, each with its original. */
-export const MAX_PINNED_BLOBS = 20 * 2 * 255;
+/** An image of the most layers that the format knows, each with its original; and as much again. */
+export const MAX_PINNED_BLOBS = 4 * 255;
 
-/** Who pins: a cache, or what is made for one. */
+/** Who pins: an image of a cache, or the making of one. */
 export const ownerSchema = z.string().regex(/^[a-z0-9][a-z0-9.-]{0,127}$/, 'is not 1 to 128 of a-z 0-9 . -');
 
 const pinFileSchema = z.object({

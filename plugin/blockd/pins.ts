@@ -17,8 +17,8 @@ import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
 import { fetchAndVerify } from './fills.ts';
 import { MAX_PINNED_BLOBS, type PinFiles } from './pin-files.ts';
 
-/** 525 caches (the default quotas) and what is being made for them. */
-const MAX_OWNERS = 2048;
+/** The images of 525 caches (the default quotas) with twenty each, and what is being made. */
+const MAX_OWNERS = 16_384;
 
 /** Of the budget; the rest is for containers whose images nobody caches, without which every read of theirs would go to the registry. */
 const PINNED_SHARE = 0.9;
@@ -28,12 +28,7 @@ export interface PinnedBlob {
   sizeBytes: number;
   /** On disk, whole, and its digest was checked. */
   isWhole: boolean;
-}
-
-export interface PinStatus {
-  owner: string;
-  blobs: PinnedBlob[];
-  /** What they take on disk. */
+  /** What it takes on disk. */
   diskBytes: number;
 }
 
@@ -121,16 +116,17 @@ export class Pins {
   }
 
   /** What an owner pins, as the disk has it; an unknown one pins nothing. */
-  async status(owner: string): Promise<PinStatus> {
+  async status(owner: string): Promise<PinnedBlob[]> {
     const held = this.owners.get(owner);
     const sources = held === undefined || held.isReleased ? [] : [...held.blobs.values()];
     const { store } = this.parts;
     const whole = await store.wholeOf(new Set(sources.map(({ digest }) => digest as Digest)));
-    return {
-      owner,
-      blobs: sources.map(({ digest, sizeBytes }) => ({ digest, sizeBytes, isWhole: whole.has(digest as Digest) })),
-      diskBytes: sources.reduce((sum, source) => sum + store.diskBytesOf(source), 0),
-    };
+    return sources.map((source) => ({
+      digest: source.digest,
+      sizeBytes: source.sizeBytes,
+      isWhole: whole.has(source.digest as Digest),
+      diskBytes: store.diskBytesOf(source),
+    }));
   }
 
   /** Owners that pin something. */

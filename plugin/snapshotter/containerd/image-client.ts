@@ -168,10 +168,10 @@ export class ImageClient extends ContainerdClient {
     }
   }
 
-  /** Gives a lease back and waits until what nothing else keeps is collected. */
-  async dropLease(namespace: string, id: string, signal: AbortSignal): Promise<void> {
+  /** Gives a lease back; with `sync` waits until what nothing else keeps is collected. One that is not there is no error. */
+  async dropLease(namespace: string, id: string, sync: boolean, signal: AbortSignal): Promise<void> {
     const about = { op: 'delete lease', subject: id, signal, deadlineMs: PREPARE_DEADLINE_MS };
-    await unlessNotFound(this.channel.call(METHODS.deleteLease, { id, sync: true }, { namespace }, about));
+    await unlessNotFound(this.channel.call(METHODS.deleteLease, { id, sync }, { namespace }, about));
   }
 
   /** Ids of the leases that have this label with this value. */

@@ -1,0 +1,105 @@
+/** One image made in a process of its own, in a cgroup of its own; nothing of the two is left when it is over, however it ended. Ours. */
+import path from 'node:path';
+import { AppError, describeError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import type { CgroupLimits, CgroupParent, JobCgroup } from '../../kernel/cgroup.ts';
+import { WorkerProcess } from '../../kernel/worker-process.ts';
+import { type FromWorker, fromWorkerSchema, type Made, type Question, type Work } from './protocol.ts';
+
+const WORKER = path.join(import.meta.dirname, `worker${path.extname(import.meta.filename)}`);
+
+export interface ImageAttempt {
+  /** Names the cgroup. */
+  name: string;
+  work: Work;
+  limits: CgroupLimits;
+  /** Milliseconds until the attempt is given up. */
+  deadlineMs: number;
+  /** Ends the attempt at once; its reason is the outcome. */
+  signal: AbortSignal;
+  /** Makes a layer that has to be unpacked local. */
+  fetchLayer(layer: Question): Promise<{ path: string; fetchedBytes: number }>;
+  onLayer(layer: Extract<FromWorker, { op: 'layer' }>): void;
+}
+
+/**
+ * Runs one attempt. Rejects with the process's failure, the signal's reason, Unavailable when the process died without a word, or
+ * ResourceExhausted when it needed more memory than it may have.
+ */
+export async function makeImage(attempt: ImageAttempt, parts: { cgroups: CgroupParent; logger: Logger }): Promise<Made> {
+  const cgroup = await makeCgroup(attempt, parts);
+  try {
+    return await new ImageProcess(attempt, cgroup).run();
+  } finally {
+    await cgroup?.remove();
+  }
+}
+
+/** Undefined, with a warning, where the machine lets us make none: the work is done all the same, nice but unlimited. */
+async function makeCgroup(
+  { name, limits }: ImageAttempt,
+  parts: { cgroups: CgroupParent; logger: Logger },
+): Promise<JobCgroup | undefined> {
+  try {
+    return await parts.cgroups.create(name, limits);
+  } catch (error) {
+    parts.logger.warn(
+      { worker: name, reason: describeError(error) },
+      'an image is made without limits of CPU and memory: no cgroup can be made',
+    );
+    return undefined;
+  }
+}
+
+class ImageProcess {
+  private readonly attempt: ImageAttempt;
+  private readonly process: WorkerProcess<Made>;
+
+  constructor(attempt: ImageAttempt, cgroup: JobCgroup | undefined) {
+    this.attempt = attempt;
+    const { work, limits, deadlineMs, signal } = attempt;
+    const subject = work.reference;
+    this.process = new WorkerProcess(
+      { script: WORKER, args: [subject], limits, cgroup, start: work, deadlineMs, signal },
+      {
+        isLate: () => new AppError('DeadlineExceeded', { op: 'cache image', subject, what: `not done within ${deadlineMs / 1000} s` }),
+        died: ({ ranOutOfMemory, how }) => {
+          const what = `it needs more than ${limits.memoryBytes} bytes of memory (caches.memory_bytes)`;
+          if (ranOutOfMemory) return new AppError('ResourceExhausted', { op: 'cache image', subject, what });
+          return new AppError('Unavailable', { op: 'cache image', subject, what: `its process ended (${how}) without a word` });
+        },
+      },
+      (message) => this.receive(message),
+    );
+  }
+
+  run(): Promise<Made> {
+    return this.process.run();
+  }
+
+  private receive(message: unknown): void {
+    const parsed = fromWorkerSchema.safeParse(message);
+    if (parsed.success) this.act(parsed.data);
+    else this.process.end(this.internal(`its process said something unknown: ${parsed.error.issues[0]?.message ?? ''}`));
+  }
+
+  private act(message: FromWorker): void {
+    if (message.op === 'layer') this.attempt.onLayer(message);
+    else if (message.op === 'done') this.process.succeed(message.made);
+    else if (message.op === 'failed')
+      this.process.fail(AppError.fromJSON(message.error, { op: 'cache image', subject: this.attempt.work.reference }));
+    else {
+      this.attempt.fetchLayer(message.question).then(
+        (answer) => this.process.send({ op: 'answer', id: message.id, path: answer.path, fetchedBytes: answer.fetchedBytes }),
+        (error: unknown) => {
+          const known = error instanceof AppError ? error : this.internal(describeError(error));
+          this.process.send({ op: 'refused', id: message.id, error: known.toJSON() });
+        },
+      );
+    }
+  }
+
+  private internal(what: string): AppError {
+    return new AppError('Internal', { op: 'cache image', subject: this.attempt.work.reference, what });
+  }
+}
