@@ -10,14 +10,12 @@ import path from 'node:path';
 import { ConvertJobStore } from '../../db/convert-job-store.ts';
 import { ConvertLayerStore } from '../../db/convert-layer-store.ts';
 import { ConvertRuleStore } from '../../db/convert-rule-store.ts';
-import type { Database } from '../../db/database.ts';
 import { EventStore } from '../../db/event-store.ts';
 import { NotificationStore } from '../../db/notification-store.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
 import type { Digest } from '../base/digest.ts';
 import { AppError, describeError } from '../base/errors.ts';
 import { MAX_BLOB_BYTES } from '../base/limits.ts';
-import type { Logger } from '../base/log.ts';
 import { CgroupParent, cgroupNameOf, findHierarchies } from '../kernel/cgroup.ts';
 import type { RegistryClient } from '../registry/client.ts';
 import { parseReference, type Repository } from '../registry/reference.ts';
@@ -26,21 +24,21 @@ import { type ConvertJob, jobOf } from './jobs/job.ts';
 import { runAttempt } from './jobs/job-process.ts';
 import { expectedDigestOf, JobQueue } from './jobs/job-queue.ts';
 import { JOB_STATES, type JobState } from './jobs/job-states.ts';
-import { type Budget, MeasureTotals, type ModeTotals, overBudget } from './jobs/measures.ts';
-import type { RegistryAccess } from './jobs/protocol.ts';
+import { MeasureTotals, overBudget } from './jobs/measures.ts';
 import { openRegistry } from './jobs/registry-access.ts';
 import { Staging } from './jobs/staging.ts';
 import type { Delivery, NewNotification, Notification } from './notify/notification-rule.ts';
 import { Notifier } from './notify/notifier.ts';
 import { type ConvertRequest, layerOptionsOf } from './publish/request.ts';
-import type { Mode, Runtime } from './publish/tag-names.ts';
-import { type ImageUser, type RemovedImage, removeImage } from './remove/image-remover.ts';
+import type { Runtime } from './publish/tag-names.ts';
+import { type RemovedImage, removeImage } from './remove/image-remover.ts';
 import type { ConvertRule, NewRule, RuleChange } from './rules/rule.ts';
 import { RuleBook } from './rules/rule-book.ts';
 import type { PushEvent } from './trigger/notification.ts';
 import { Poller } from './trigger/poller.ts';
 import { onPush, type TriggerParts } from './trigger/push.ts';
 import { readSecretFile, WebhookServer } from './trigger/webhook-server.ts';
+import { type ConvertLogLine, type ConvertOptions, type ConvertService, type ConvertStatistics, MAX_LOG_PAGE } from './types.ts';
 
 export type { ConvertJob, Trigger } from './jobs/job.ts';
 export { JOB_STATES, type JobState } from './jobs/job-states.ts';
@@ -51,85 +49,10 @@ export { convertToLayout, type LayoutResult, type LocalSource } from './publish/
 export type { ImageUser, RemovedImage } from './remove/image-remover.ts';
 export { type ConvertRule, type NewRule, newRuleSchema, type RuleChange, ruleChangeSchema } from './rules/rule.ts';
 export { type TagFilter, tagFilterSchema } from './rules/tag-filter.ts';
+export type { ConvertLogLine, ConvertOptions, ConvertService, ConvertStatistics } from './types.ts';
 
 /** A port that another process still holds is free within seconds. */
 const LISTEN_AGAIN_MS = 5_000;
-
-/** The largest log page. */
-export const MAX_LOG_PAGE = 1000;
-
-export interface ConvertLogLine {
-  lineNumber: number;
-  atUs: number;
-  message: string;
-}
-
-export interface ConvertOptions {
-  database: Database;
-  /** The product's root: staging lies below, and its name tells this instance's cgroups from others'. */
-  rootDir: string;
-  registry: RegistryAccess;
-  logger: Logger;
-  logLevel: string;
-  /** Conversions at once. */
-  concurrency: number;
-  /** Of one conversion. */
-  cpus: number;
-  memoryBytes: number;
-  stagingBytes: number;
-  jobDeadlineMs: number;
-  pollIntervalMs: number;
-  /** What conversions of each mode may cost before it is said. */
-  budgets: Readonly<Record<Mode, Budget>>;
-  /** Who on this node cannot be read without a manifest; asked before one is deleted. At most `limit`. */
-  usersOf(digest: string, limit: number): readonly ImageUser[];
-  /** Absent: no webhook is listened for. */
-  webhook?: { address: string; secretFile: string };
-  clock?: Clock;
-  /** Pauses between attempts at a notification; default about five hours of trying. */
-  notificationRetryMs?: readonly number[];
-}
-
-export interface ConvertStatistics {
-  /** Jobs that are kept, by state. */
-  jobs: Record<JobState, number>;
-  /** Successful ones since the start. */
-  byMode: Readonly<Record<Mode, ModeTotals>>;
-}
-
-/** What the admin API and the rest of the control plane may ask for. Failures are AppError. */
-export interface ConvertService {
-  /** Queues one conversion by hand (R41); returns the job, or the one that does the same already. The reference must have a tag. */
-  convert(reference: string, request: ConvertRequest): ConvertJob;
-  job(id: number): ConvertJob;
-  /** Newest first, those below `before`. */
-  jobs(options: { limit: number; before?: number; state?: JobState }): ConvertJob[];
-  /** Resolves when nothing of the job runs any more. */
-  cancel(id: number): Promise<ConvertJob>;
-  /** The job now and at each change until it has ended. */
-  watch(id: number, signal: AbortSignal): AsyncIterable<ConvertJob>;
-  /** Lines behind `after`. */
-  log(id: number, after: number, limit: number): ConvertLogLine[];
-  addRule(rule: NewRule): ConvertRule;
-  rule(id: number): ConvertRule;
-  rules(): ConvertRule[];
-  changeRule(id: number, change: RuleChange): ConvertRule;
-  removeRule(id: number): void;
-  addNotification(notification: NewNotification): Notification;
-  notifications(): Notification[];
-  removeNotification(id: number): void;
-  deliveries(options: { limit: number; before?: number }): Delivery[];
-  /** For the metrics. */
-  statistics(): ConvertStatistics;
-  /** Deletes an image from its registry unless somebody here needs it; see {@link removeImage}. */
-  removeImage(reference: string, signal: AbortSignal): Promise<RemovedImage>;
-  /** The port that registries tell of pushes at; undefined without a webhook. */
-  readonly webhookPort: number | undefined;
-  /** What does not work now, as a sentence. */
-  readonly complaint: string | undefined;
-  /** Ends processes and listeners; jobs go on at the next start. */
-  stop(): Promise<void>;
-}
 
 /**
  * Takes up what an earlier control plane left (its staging and cgroups are removed, its jobs go on) and starts. What the machine does not

@@ -54,7 +54,7 @@ export async function* decompress(
   const { head, all } = await peek(counted(), 4);
   const kind = detectCompression(head);
   let produced = 0;
-  for await (const chunk of kind === 'none' ? all : inflated(all, kind, subject, signal)) {
+  for await (const chunk of kind === 'none' ? all : inflated(all, kind, subject, signal, () => produced)) {
     produced += chunk.length;
     checkGrowth({ produced, consumed: compressedBytes }, limits, subject);
     yield Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
@@ -76,6 +76,7 @@ async function* inflated(
   kind: 'gzip' | 'zstd',
   subject: string,
   signal: AbortSignal,
+  producedBytes: () => number,
 ): AsyncGenerator<Uint8Array> {
   const transform: Transform = kind === 'gzip' ? createGunzip({ chunkSize: STEP_BYTES }) : createZstdDecompress({ chunkSize: STEP_BYTES });
   let sourceError: { error: unknown } | undefined;
@@ -94,8 +95,9 @@ async function* inflated(
   } catch (cause) {
     signal.throwIfAborted();
     if (sourceError !== undefined) throw sourceError.error;
-    const what = `the ${kind} stream is damaged: ${cause instanceof Error ? cause.message : String(cause)}`;
-    throw new AppError('DataLoss', { op: 'decompress', subject, what, cause });
+    const offset = producedBytes();
+    const what = `the ${kind} stream is damaged after byte ${offset} of the tar: ${cause instanceof Error ? cause.message : String(cause)}`;
+    throw new AppError('DataLoss', { op: 'decompress', subject, what, details: { offset }, cause });
   } finally {
     input.destroy();
     transform.destroy();

@@ -16,7 +16,7 @@ import { decompress } from './decompress.ts';
 import { FullContent } from './full-content.ts';
 import type { ImageModel } from './image-model.ts';
 import { LayerApplier } from './layer-applier.ts';
-import { checkDigests, inLayer, warningsOf } from './layer-errors.ts';
+import { checkDigests, inEntry, inLayer, warningsOf } from './layer-errors.ts';
 import { LayerStream } from './layer-stream.ts';
 import { type ConvertedLayer, type ConvertOptions, DEFAULT_COMPRESSION, DEFAULT_MAX_LAYER_BYTES, type SourceLayer } from './options.ts';
 
@@ -103,15 +103,19 @@ export class FullLayers {
       stored.update(chunk);
       readBytes += chunk.length;
     };
-    for await (const chunk of decompress(layer.open(signal), layer.name, { maxBytes: maxLayerBytes }, onCompressed, signal)) {
-      signal.throwIfAborted();
-      tarBytes += chunk.length;
-      tar.update(chunk);
-      for (let at = 0; at < chunk.length; at += PUSH_BYTES) {
-        reader.push(chunk.subarray(at, at + PUSH_BYTES));
-        await blob.ready();
+    try {
+      for await (const chunk of decompress(layer.open(signal), layer.name, { maxBytes: maxLayerBytes }, onCompressed, signal)) {
+        signal.throwIfAborted();
+        tarBytes += chunk.length;
+        tar.update(chunk);
+        for (let at = 0; at < chunk.length; at += PUSH_BYTES) {
+          reader.push(chunk.subarray(at, at + PUSH_BYTES));
+          await blob.ready();
+        }
+        onProgress?.({ layer: index, readBytes, tarBytes, entries: applier.entryCount });
       }
-      onProgress?.({ layer: index, readBytes, tarBytes, entries: applier.entryCount });
+    } catch (error) {
+      throw inEntry(error, reader.entryName);
     }
     reader.end();
     const sums: SourceSums = { digest: `sha256:${stored.digest('hex')}`, diffId: `sha256:${tar.digest('hex')}`, readBytes, tarBytes };

@@ -1,6 +1,7 @@
 /** Errors of converting one layer. Ours. */
 import type { Digest } from '../../base/digest.ts';
 import { AppError } from '../../base/errors.ts';
+import { printableBytes } from '../../image/tar/errors.ts';
 import type { SourceLayer } from './options.ts';
 
 /** Throws DataLoss when a layer's bytes are not those that its descriptor and its image's configuration name. */
@@ -18,6 +19,14 @@ export function inLayer(error: unknown, name: string): unknown {
   if (!(error instanceof AppError) || error.subject === name) return error;
   const { code, details } = error;
   return new AppError(code, { op: 'convert', subject: name, what: error.message, details: { ...details, layer: name }, cause: error });
+}
+
+/** Names the entry in which the bytes of a layer ended or were damaged; the tar reader names it in its own errors. */
+export function inEntry(error: unknown, entryName: string | undefined): unknown {
+  if (entryName === undefined || !(error instanceof AppError) || error.code !== 'DataLoss' || error.op !== 'decompress') return error;
+  const { code, op, subject, details } = error;
+  const what = `${error.message.slice(`${op} ${subject}: `.length)} (in the entry ${printableBytes(entryName)})`;
+  return new AppError(code, { op, subject, what, details, cause: error.cause });
 }
 
 /** What the applier counted as left out amounts to, for people. */

@@ -2,7 +2,7 @@
  * OCI image layout directories, as a source of images to convert and as a place to put results. Source: OCI image-spec, image-layout.md.
  */
 import { createReadStream } from 'node:fs';
-import { copyFile, mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { isDigest, sha256 } from '../../base/digest.ts';
 import { AppError, errnoOf } from '../../base/errors.ts';
@@ -63,10 +63,13 @@ export class OciLayout implements BlobReader {
     }
   }
 
-  /** Adds a converted image under a name, making the layout if there is none. An entry of the same name is replaced. */
+  /**
+   * Adds a converted image under a name, making the layout if there is none; the layers' files, on the same file system, become its blobs.
+   * An entry of the same name is replaced.
+   */
   async add(image: ConvertedImage, layers: readonly ConvertedLayer[], name: string): Promise<void> {
     await mkdir(path.join(this.directory, 'blobs', 'sha256'), { recursive: true });
-    for (const layer of layers) await copyFile(layer.path, this.pathOf(layer));
+    for (const layer of layers) await rename(layer.path, this.pathOf(layer));
     await this.put(image.config.descriptor, image.config.bytes);
     await this.put(image.manifest.descriptor, image.manifest.bytes);
     const isLayout = await exists(path.join(this.directory, 'oci-layout'));

@@ -60,6 +60,11 @@ export class TarReader {
     return this.position;
   }
 
+  /** Name of the entry whose content is being read, a byte string; undefined between entries. */
+  get entryName(): string | undefined {
+    return this.entry?.name;
+  }
+
   /** Takes the next bytes (any number). Throws AppError InvalidArgument, Unimplemented or ResourceExhausted; then it is unusable. */
   push(chunk: Buffer): void {
     let at = 0;

@@ -7,6 +7,7 @@ import { describe, expect, it } from 'vitest';
 import { sha256 } from '../../../../../plugin/base/digest.ts';
 import { AppError, isAppError } from '../../../../../plugin/base/errors.ts';
 import { convertLayers } from '../../../../../plugin/convert/build/convert-layers.ts';
+import { checkGrowth } from '../../../../../plugin/convert/build/decompress.ts';
 import type { SourceLayer } from '../../../../../plugin/convert/build/options.ts';
 import { CHUNK_LIST_ANNOTATION, parseChunkList } from '../../../../../plugin/image/oci/chunk-list.ts';
 import { ALGORITHM } from '../../../../../plugin/image/zfile/codec.ts';
@@ -148,8 +149,12 @@ describe('bad input', () => {
     for (const packed of [gzipSync(random), zstdCompressSync(random)]) {
       const cut = await failure({ open: bytes(packed.subarray(0, packed.length - 5)) });
       expect(cut.code).toBe('DataLoss');
-      expect(cut.message).toMatch(/decompress the layer: the (gzip|zstd) stream is damaged/);
+      expect(cut.message).toMatch(/decompress the layer: the (gzip|zstd) stream is damaged after byte \d+ of the tar: /);
     }
+    const large = gzipSync(rawTar([{ name: 'large', content: randomFillSync(Buffer.alloc(2_000_000)) }]));
+    const inside = await failure({ open: bytes(large.subarray(0, 1_500_000)) });
+    expect(inside.message).toMatch(/\(in the entry large\)$/);
+    expect(inside.details.offset).toBeGreaterThan(1_000_000);
     const damaged = Buffer.from(gzipSync(rawTar([{ name: 'a', content: 'text '.repeat(3000) }])));
     damaged[damaged.length - 6]! ^= 1;
     expect((await failure({ open: bytes(damaged) })).code).toBe('DataLoss');
@@ -165,6 +170,11 @@ describe('bad input', () => {
   it('is refused when it decompresses beyond the limit', async () => {
     const bomb = gzipSync(Buffer.alloc(2 ** 23));
     expect(await failure({ open: bytes(bomb) })).toMatchObject({ code: 'ResourceExhausted', subject: 'the layer' });
+    // A gigabyte may come of anything; beyond it the ratio counts, however large a layer may be.
+    const grown = (produced: number, consumed: number) => () => checkGrowth({ produced, consumed }, { maxBytes: 2 ** 40 }, 'the layer');
+    expect(grown(2 ** 30, 1)).not.toThrow();
+    expect(grown(2 ** 31, 2 ** 22)).not.toThrow();
+    expect(grown(2 ** 31, 2 ** 20)).toThrow(/1048576 bytes decompress to more than 1000 times as many/);
   });
 
   it('passes on the error of its source, and the reason of an abort', async () => {

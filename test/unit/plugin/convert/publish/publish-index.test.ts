@@ -7,7 +7,7 @@ import { publishAccelerated } from '../../../../../plugin/convert/publish/publis
 import type { PublishContext } from '../../../../../plugin/convert/publish/publish-manifest.ts';
 import { convertRequestSchema } from '../../../../../plugin/convert/publish/request.ts';
 import { ARTIFACT_TYPE, MEDIA_TYPE } from '../../../../../plugin/image/oci/media-types.ts';
-import { type FaultRegistry, startFaultRegistry } from '../../../../support/fault-registry.ts';
+import { type FaultRegistry, type FaultRegistryOptions, startFaultRegistry } from '../../../../support/fault-registry.ts';
 import { MemoryLedger } from '../../../../support/memory-ledger.ts';
 import { buildImage, type Image, type Layer } from '../../../../support/oci-image.ts';
 import { failureOf, testClient } from '../../../../support/registry-client.ts';
@@ -26,8 +26,8 @@ interface Bench {
   context(request?: object): PublishContext;
 }
 
-async function start(): Promise<Bench> {
-  const registry = await startFaultRegistry({});
+async function start(options: FaultRegistryOptions = {}): Promise<Bench> {
+  const registry = await startFaultRegistry(options);
   cleanUps.push(() => registry.stop());
   const client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
   cleanUps.push(() => client.close());
@@ -166,3 +166,37 @@ test('a layer that cannot be indexed is converted in full in its place, or refus
   expect(refused).toMatchObject({ code: 'Unimplemented', subject: zstd.digest });
   expect(registry.api.tags.has(`${REPOSITORY}:2_accelerated`)).toBe(false);
 });
+
+test.each([
+  ['with', true],
+  ['without', false],
+])(
+  'an image of two platforms, in a registry %s the referrers API: each platform and the whole refer to their original',
+  async (_, referrersApi) => {
+    const { registry, context } = await start({ referrersApi });
+    const images = [buildImage([await layer('amd')]), buildImage([await layer('arm')])];
+    const manifests = images.map((image, i) => {
+      store(registry, image, `platform-${i}`);
+      const { mediaType, digest, bytes } = image.manifest;
+      return { mediaType, digest, size: bytes.length, platform: { os: 'linux', architecture: ['amd64', 'arm64'][i] } };
+    });
+    const bytes = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: MEDIA_TYPE.ociIndex, manifests }));
+    const source = registry.api.storeManifest(REPOSITORY, '1', bytes, MEDIA_TYPE.ociIndex);
+    const result = await publishAccelerated(context(), { tag: '1' });
+    expect(result.targetTag).toBe('1_accelerated');
+    const index = manifestOf(registry, result.targetDigest);
+    expect(index).toMatchObject({ mediaType: MEDIA_TYPE.ociIndex, artifactType: ARTIFACT_TYPE.turbo, subject: { digest: source } });
+    expect(index.manifests.map((entry: { platform: object }) => entry.platform)).toEqual(manifests.map(({ platform }) => platform));
+    const client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
+    cleanUps.push(() => client.close());
+    const twins: Digest[] = [result.targetDigest, ...index.manifests.map((entry: { digest: Digest }) => entry.digest)];
+    for (const [i, subject] of [source, ...images.map((image) => image.manifest.digest)].entries()) {
+      const listed = await client.listReferrers({ host: registry.host, repository: REPOSITORY }, subject, {
+        artifactType: ARTIFACT_TYPE.turbo,
+        signal: new AbortController().signal,
+      });
+      expect(listed.map(({ digest }) => digest)).toEqual([twins[i]]);
+    }
+    expect(await publishAccelerated(context(), { tag: '1' })).toEqual({ ...result, isUnchanged: true });
+  },
+);
