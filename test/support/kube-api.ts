@@ -84,6 +84,14 @@ export class KubeApi implements AsyncDisposable {
     });
   }
 
+  /** A service account with the Secrets that its pods pull images with. */
+  async createServiceAccount(namespace: string, name: string, imagePullSecrets: readonly string[]): Promise<void> {
+    await this.call('POST', `/api/v1/namespaces/${namespace}/serviceaccounts`, {
+      metadata: { name },
+      imagePullSecrets: imagePullSecrets.map((secret) => ({ name: secret })),
+    });
+  }
+
   async createPod(namespace: string, pod: KubeObject): Promise<void> {
     await this.call('POST', `/api/v1/namespaces/${namespace}/pods`, pod);
   }

@@ -29,6 +29,7 @@ export interface PodOptions {
   containers: readonly { image: string; command?: readonly string[]; name?: string }[];
   imagePullPolicy?: 'IfNotPresent' | 'Always' | 'Never';
   imagePullSecrets?: readonly string[];
+  serviceAccount?: string;
 }
 
 /** The rights that README.md asks for the product. */
@@ -118,6 +119,31 @@ export class KubeHost implements AsyncDisposable {
     return { pod, logs };
   }
 
+  /** A Deployment whose template is this pod. No controller acts on it: {@link createPodOfDeployment} does what one would. */
+  async createDeployment(name: string, options: PodOptions): Promise<void> {
+    const { metadata, spec } = this.podOf(name, options) as { metadata: KubeObject; spec: KubeObject };
+    const labels = { ...options.labels, app: name };
+    const template = {
+      metadata: { annotations: metadata.annotations, labels },
+      // A template's containers start again; that of a pod that is to end does not.
+      spec: { ...spec, restartPolicy: 'Always' },
+    };
+    await this.api.call('POST', `/apis/apps/v1/namespaces/${this.namespace}/deployments`, {
+      metadata: { name },
+      spec: { replicas: 1, selector: { matchLabels: { app: name } }, template },
+    });
+  }
+
+  /** Creates a pod from the template that the API server holds; returns its name. Its containers run once. */
+  async createPodOfDeployment(deployment: string): Promise<string> {
+    const path = `/apis/apps/v1/namespaces/${this.namespace}/deployments/${deployment}`;
+    const { spec } = (await this.api.call('GET', path)) as { spec: { template: { metadata: KubeObject; spec: KubeObject } } };
+    const name = `${deployment}-${randomBytes(4).toString('hex')}`;
+    const pod = { metadata: { ...spec.template.metadata, name }, spec: { ...spec.template.spec, restartPolicy: 'Never' } };
+    await this.api.createPod(this.namespace, pod);
+    return name;
+  }
+
   /** Writes the manifest of a static pod; kubelet shows it to the API server as `<name>-<node>`, which is returned. */
   async writeStaticPod(name: string, options: PodOptions): Promise<string> {
     await this.manifests.file(`${name}.json`, JSON.stringify(this.podOf(name, options)));
@@ -138,6 +164,7 @@ export class KubeHost implements AsyncDisposable {
         hostNetwork: true,
         restartPolicy: 'Never',
         terminationGracePeriodSeconds: 0,
+        ...(options.serviceAccount === undefined ? {} : { serviceAccountName: options.serviceAccount }),
         imagePullSecrets: (options.imagePullSecrets ?? []).map((secret) => ({ name: secret })),
         containers: options.containers.map((container, index) => ({
           name: container.name ?? `c${index}`,
