@@ -17,10 +17,12 @@ import { checkIdmappedLowers, listMountPoints, mountDevice, unmountDevice } from
 import { dieWithParent } from './kernel/process.ts';
 import { startAdmin } from './main/admin.ts';
 import { GatheredAdminServices } from './main/admin-services.ts';
+import { startImageCaches } from './main/caches.ts';
 import { startConversion } from './main/convert.ts';
 import { openVault, startImageService } from './main/cri.ts';
 import { createImageResolver } from './main/image-resolver.ts';
 import { Materializer } from './main/materialize.ts';
+import { registryCredentials } from './main/registry-credentials.ts';
 import type { CredentialVault } from './registry/vault/vault.ts';
 import { type BlockDevices, type ImageMounter, type SnapshotterService, startSnapshotter } from './snapshotter/service.ts';
 
@@ -107,7 +109,8 @@ async function main(): Promise<void> {
     logger,
   });
   const convert = await startConversion(config, service, logger);
-  const cri = await startImageService({ config, vault, snapshotter: service, blockd, caches: undefined, logger });
+  const caches = await startImageCaches(config, service, blockd, logger);
+  const cri = await startImageService({ config, vault, snapshotter: service, blockd, caches, logger });
   const services = new GatheredAdminServices({
     config,
     version,
@@ -116,7 +119,11 @@ async function main(): Promise<void> {
     convert,
     materialize: (reference, signal) => materializer.materialize(reference, signal),
   });
-  const admin = await startAdmin(config.admin, { database: service.database, services, convert, version }, logger);
+  const admin = await startAdmin(
+    config.admin,
+    { database: service.database, services, caches, convert, registries: registryCredentials(vault), version },
+    logger,
+  );
   let isStopping = false;
   const stop = (unmount: boolean): void => {
     if (isStopping) return;
@@ -124,6 +131,7 @@ async function main(): Promise<void> {
     admin
       .close()
       .then(() => cri.stop())
+      .then(() => caches.stop())
       .then(() => convert.stop())
       .then(() => service.stop({ unmount }))
       .then(

@@ -9,8 +9,9 @@ import type { Logger } from '../base/log.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import { RegistryClient } from '../registry/client.ts';
 import { firstCredential } from '../registry/credentials.ts';
-import { dockerConfigSource } from '../registry/docker-config.ts';
+import { nodeCredentials, vaultPathsOf } from '../registry/node-credentials.ts';
 import { formatRepository } from '../registry/reference.ts';
+import { sealedSources } from '../registry/vault/sealed-source.ts';
 import type { FetchRange } from './fetch/fetch-types.ts';
 import { registryRanges } from './range-source.ts';
 
@@ -91,14 +92,13 @@ export class Grants {
 
   private clientOf({ credentials, plainHttp, insecure }: Grant): RegistryClient {
     const { config, log } = this.parts;
-    const { hostsDir, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
+    const { hostsDir, responseTimeoutMs, stallTimeoutMs } = config.registry;
     const byHost = new Map(credentials.map(({ host: name, username, password }) => [name, { username, password }]));
-    const nodes = dockerConfig === undefined ? [] : [dockerConfigSource(dockerConfig)];
     return new RegistryClient({
       hostsDirs: [hostsDir],
       plainHttpHosts: [...config.registry.plainHttp, ...plainHttp],
       insecureHosts: insecure,
-      credentials: firstCredential(async (name) => byHost.get(name), ...nodes),
+      credentials: firstCredential(async (name) => byHost.get(name), nodeCredentials(config, sealedSources(vaultPathsOf(config)), log)),
       logger: log,
       headersTimeoutMs: responseTimeoutMs,
       bodyIdleTimeoutMs: stallTimeoutMs,

@@ -331,6 +331,11 @@ export const SECTION_OPTIONS = {
       reason: 'How often it is looked whether every blob of every Ready cache is still here; what is missing is fetched again',
     }),
     namespace: namespace({ default: 'k8s.io', reason: "containerd's namespace that cached images are put into; k8s.io is that of CRI" }),
+    snapshotter: namespace({
+      default: 'overlaybd',
+      reason:
+        "The name of this service's snapshotter in containerd's configuration, as the stanza has it; cached images are unpacked for it",
+    }),
   },
   convert: {
     concurrency: integer({
@@ -410,8 +415,13 @@ export const SECTION_OPTIONS = {
   },
   admin: {
     socket: socketPath({ default: 'admin.sock', reason: 'The admin API, for root alone' }),
-    tcp_listen: optionalAddress({ reason: 'Admin API on TCP as well, for bearer tokens only (`obdctl token create`, or tcp_token_file). Unset: off' }),
-    tcp_token_file: optionalPath({ reason: 'File with a bearer token for TCP that may do everything (16 – 512 characters), readable by its owner alone; read again when it changes' }),
+    tcp_listen: optionalAddress({
+      reason: 'Admin API on TCP as well, for bearer tokens only (`obdctl token create`, or tcp_token_file). Unset: off',
+    }),
+    tcp_token_file: optionalPath({
+      reason:
+        'File with a bearer token for TCP that may do everything (16 – 512 characters), readable by its owner alone; read again when it changes',
+    }),
     tcp_beyond_loopback: flag({
       default: false,
       reason: 'Allows tcp_listen on an address that other machines reach; the token then travels without TLS',
