@@ -16,6 +16,7 @@ import { RequestRefusal, wireError } from './errors.ts';
 import { createMetrics } from './metrics.ts';
 import { addNodeRoutes } from './node-routes.ts';
 import { addStatusPage } from './page/status-page.ts';
+import { routedPath } from './path-names.ts';
 import { addRegistryRoutes, type RegistryCredentials } from './registry-routes.ts';
 import { addGuards, type RateLimits } from './request-guard.ts';
 import { issuesText } from './route-kit.ts';
@@ -48,6 +49,7 @@ function refusalOf(error: Error): unknown {
 export function createAdminApp(options: AdminAppOptions): AdminApp {
   const { services, caches, convert, registries, tokens, audit, version, log, rates } = options;
   const app: AdminApp = new OpenAPIHono<AdminEnv>({
+    getPath: routedPath,
     defaultHook: (result) => {
       if (result.success) return;
       const what = issuesText(result.error);

@@ -30,8 +30,15 @@ const clientToken = clientTokenSchema
   .optional()
   .openapi({ description: 'the same token with the same request within 24 hours gives the same answer; also as header idempotency-key' });
 
-export const createBodySchema = createCacheRequestSchema.extend({ clientToken }).openapi('CreateImageCache');
-export const updateBodySchema = updateCacheRequestSchema.extend({ clientToken }).openapi('UpdateImageCache');
+/** A nullable literal would be written as an enumeration without null. */
+const strategy = z.union([z.literal('LRU'), z.null()]).openapi({ description: 'LRU: may give way when there are too many caches' });
+
+export const createBodySchema = createCacheRequestSchema
+  .extend({ eliminationStrategy: strategy.default(null), clientToken })
+  .openapi('CreateImageCache');
+export const updateBodySchema = updateCacheRequestSchema
+  .extend({ eliminationStrategy: strategy.optional(), clientToken })
+  .openapi('UpdateImageCache');
 export const matchBodySchema = z.strictObject(matchRequestSchema.shape).openapi('MatchRequest');
 
 const cacheEventSchema = z
@@ -74,7 +81,7 @@ export const cacheSchema = z
     pendingImages: z.array(cacheImageSchema).nullable(),
     imageCacheSize: z.int().openapi({ description: 'GiB' }),
     retentionDays: z.int().nullable(),
-    eliminationStrategy: z.literal('LRU').nullable(),
+    eliminationStrategy: strategy,
     autoMatchImageCache: z.boolean(),
     flash: z.boolean(),
     tags: z.array(z.object({ key: z.string(), value: z.string() })),

@@ -6,6 +6,7 @@ import { soon } from './deadline.ts';
 import type { Metrics } from './metrics.ts';
 import { type ApiDocument, REFERENCE_STYLE, referencePage } from './page/reference-page.ts';
 import { pageHeaders } from './page/security-headers.ts';
+import { documentedPath } from './path-names.ts';
 import { failure, json } from './route-kit.ts';
 import type { AdminServices } from './services.ts';
 
@@ -96,11 +97,14 @@ function writeDocument(app: AdminApp, version: string): ApiDocument {
       description: 'Served on a root-only unix socket, and on TCP with bearer tokens; see README.md.',
     },
   });
-  for (const [path, item] of Object.entries(document.paths ?? {})) {
-    for (const method of ['get', 'post', 'put', 'patch', 'delete'] as const) {
-      const operation = item?.[method];
-      if (operation !== undefined) operation.security = [{ bearer: [scopeOf(method.toUpperCase(), path)] }];
+  const paths: ApiDocument['paths'] = {};
+  for (const [path, item] of Object.entries((document as unknown as ApiDocument).paths)) {
+    for (const [method, operation] of Object.entries(item)) {
+      if (operation === undefined) continue;
+      const scope = scopeOf(method.toUpperCase(), path);
+      const name = documentedPath(method.toUpperCase(), path);
+      paths[name] = { ...paths[name], [method]: { ...operation, security: scope === 'handler' ? [{}] : [{ bearer: [scope] }] } };
     }
   }
-  return document as unknown as ApiDocument;
+  return { ...document, paths } as unknown as ApiDocument;
 }

@@ -127,9 +127,9 @@ function operationPart(method: string, path: string, operation: Operation) {
     isRequired: false,
     notes: description ?? '',
   }));
-  const scope = operation.security?.[0]?.bearer?.[0] ?? '';
+  const scope = operation.security?.[0]?.bearer?.[0];
   return html`<h2 id="${anchorOf(method, path)}"><code>${method.toUpperCase()} ${path}</code></h2>
-<p>${operation.summary ?? ''} <span class="dim">${scope === 'handler' ? '' : `Scope: ${scope}.`}</span></p>
+<p>${operation.summary ?? ''} <span class="dim">${scope === undefined ? '' : `Scope: ${scope}.`}</span></p>
 ${rowsTable(parameters)}${bodyType === undefined ? '' : html`<p>Body, ${bodyType}: <code>${typeText(bodyContent?.schema)}</code></p>`}
 ${bodyContent?.schema?.properties === undefined ? '' : rowsTable(propertyRows(bodyContent.schema))}
 <p class="dim">Answers</p>${rowsTable(responses)}`;
