@@ -81,13 +81,15 @@ export async function startImageCaches(
 ): Promise<CacheService> {
   const store = await openImages(config, snapshotter, blockd, logger);
   const { root } = config.paths;
-  const { caches } = config;
+  const { maxCount, maxAutomaticCount, budgetBytes, defaultSize, podEphemeralSize, unmatchedDays, matchedDays } = config.caches;
+  const { concurrency, creationDeadlineMs, verifyIntervalMs } = config.caches;
   const service = startCaches({
     database: snapshotter.database,
     store,
     key: await readOrMakeKey(config.credentials.keyFile ?? path.join(root, 'credentials.key')),
     logger,
-    ...caches,
+    ...{ maxCount, maxAutomaticCount, budgetBytes, defaultSize, podEphemeralSize, unmatchedDays, matchedDays },
+    ...{ concurrency, creationDeadlineMs, verifyIntervalMs },
   });
   const stop = service.stop.bind(service);
   return Object.assign(service, {
