@@ -87,6 +87,7 @@ async function main(): Promise<void> {
       const isBad = event.kind !== 'store-recovered';
       const message = 'detail' in event ? event.detail : 'fetched bytes are kept on disk again';
       events.add({ severity: isBad ? 'warning' : 'info', kind: event.kind, subject: 'digest' in event ? event.digest : storeDir, message });
+      if (event.kind === 'blob-corrupt') void spans.forgetUnchecked(event.digest);
     },
   });
   store.onUnreferenced((blobId) => chunks.forget(blobId));
@@ -129,6 +130,7 @@ async function main(): Promise<void> {
       process.kill(process.pid, 'SIGKILL');
     },
   });
+  const spans = new SpanMaker({ store, scheduler, threads: inflating, log });
   const fills = new Fills({ store, scheduler, clock });
   const pinFiles = new PinFiles(path.join(config.paths.root, 'pins'), log);
   const pins = new Pins({ store, scheduler, files: pinFiles, budgetBytes: config.store.budgetBytes, log });
@@ -158,7 +160,7 @@ async function main(): Promise<void> {
     scheduler,
     codec: loadCodec(),
     chunks,
-    spans: new SpanMaker({ store, scheduler, threads: inflating, log }),
+    spans,
     pool,
     keeper,
     specFiles: new SpecFiles(path.join(config.paths.root, 'devices')),

@@ -19,7 +19,7 @@ import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
 import { fetchAndVerify } from './fills.ts';
 import { LogLimiter } from './log-limiter.ts';
 import type { SpanMaker } from './spans/span-maker.ts';
-import { openSpans, type SpanSource } from './spans/span-source.ts';
+import type { SpanSource } from './spans/span-source.ts';
 
 /** Wrapper, header, trailer, tables, and a few rounds for each dependency between them; more means that a format loops. */
 const MAX_OPEN_ROUNDS = 64;
@@ -95,7 +95,7 @@ export class OpenDevice {
         try {
           const tables = opener.tryOpen(missing);
           if (tables !== undefined) {
-            const opened = { handles, closing, ...(await addSpans(tables, handles, closing.signal, parts.store)) };
+            const opened = { handles, closing, ...(await addSpans(tables, handles, closing.signal, parts.spans)) };
             return new OpenDevice(instance, spec, opened, parts);
           }
         } catch (error) {
@@ -179,7 +179,8 @@ export class OpenDevice {
   /** Lets the fetches of this device end and gives its blobs back; only when no thread reads it any more. */
   close(): void {
     this.closing.abort(new AppError('Canceled', { op: 'read', subject: this.instance, what: 'the device was released' }));
-    for (const handle of this.allHandles()) handle.release();
+    for (const source of this.spans) this.parts.spans.close(source);
+    for (const handle of this.handles) handle.release();
   }
 }
 
@@ -195,7 +196,7 @@ async function addSpans(
   tables: DeviceTables,
   handles: readonly BlobHandle[],
   closed: AbortSignal,
-  store: ChunkStore,
+  maker: SpanMaker,
 ): Promise<{ tables: DeviceTables; spans: SpanSource[] }> {
   const spans: SpanSource[] = [];
   const sources: SourceTables[] = [];
@@ -205,13 +206,13 @@ async function addSpans(
         sources.push(source);
         continue;
       }
-      const opened = await openSpans(store, source, handles, closed);
+      const opened = await maker.open(source, handles, closed);
       sources.push({ ...source, spans: { blobIndex: handles.length + spans.length, layout: opened.layout } });
       spans.push(opened);
     }
     return { tables: { ...tables, sources }, spans };
   } catch (error) {
-    for (const { kept } of spans) kept.release();
+    for (const opened of spans) maker.close(opened);
     throw error;
   }
 }

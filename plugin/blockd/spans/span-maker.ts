@@ -5,11 +5,14 @@
  *
  * Each span is inflated once a node, not once a reader. What is on disk is found again after a restart as any blob's units are.
  */
+import { randomUUID } from 'node:crypto';
 import { AppError, isAppError } from '../../base/errors.ts';
 import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
 import { MIB } from '../../base/units.ts';
+import type { GzipSource } from '../../file/device-file.ts';
 import { MissingList } from '../../file/file.ts';
+import { layOutSpans } from '../../file/span-file.ts';
 import type { BlobHandle } from '../../file/store/blob-handle.ts';
 import type { ChunkStore } from '../../file/store/chunk-store.ts';
 import { digestsOfSpan } from '../../file/target-chunks.ts';
@@ -18,7 +21,7 @@ import { type BlobRange, fetchRanges } from '../fetch/fetch-ranges.ts';
 import type { FetchScheduler } from '../fetch/fetch-scheduler.ts';
 import { ByteGate } from './byte-gate.ts';
 import type { InflateThreads } from './inflate-threads.ts';
-import type { SpanSource } from './span-source.ts';
+import { type SpanSource, spanBlobOf } from './span-source.ts';
 
 /** Stored and inflated bytes of spans under way: some thirty of 1 MiB; the largest that an index may have (64 MiB each way) run alone. */
 const UNDER_WAY_BYTES = 48 * MIB;
@@ -47,12 +50,45 @@ export class SpanMaker {
   private readonly gate = new ByteGate(UNDER_WAY_BYTES);
   /** By blob and span. */
   private readonly underWay = new Map<string, Promise<void>>();
+  /** Of open devices. */
+  private readonly sources = new Set<SpanSource>();
+  /** Unchecked spans are believed in this process until some layer turns out corrupt. */
+  private readonly life = randomUUID();
+  private corruptions = 0;
 
   constructor(parts: { store: ChunkStore; scheduler: FetchScheduler; threads: InflateThreads; log: Logger }) {
     this.store = parts.store;
     this.scheduler = parts.scheduler;
     this.threads = parts.threads;
     this.log = parts.log;
+  }
+
+  /**
+   * Acquires the blob for the spans of one layer; `handles` are the device's, which are held until {@link close}. `closed` is aborted
+   * when nobody reads the device any more. Rejects like {@link ChunkStore.acquire}.
+   */
+  async open(source: GzipSource, handles: readonly BlobHandle[], closed: AbortSignal): Promise<SpanSource> {
+    const gzip = handles[source.blobIndex]!;
+    const index = handles[source.indexBlobIndex]!;
+    const layout = layOutSpans(source.gzip.entries, source.gzip.originalSizeBytes);
+    const blobs = { gzip: gzip.source, index: index.source };
+    const kept = await this.store.acquire(spanBlobOf(source, blobs, layout, `${this.life} ${this.corruptions}`));
+    const opened: SpanSource = { gzip, index, kept, tables: source.gzip, layout, chunks: source.chunks, closed };
+    this.sources.add(opened);
+    return opened;
+  }
+
+  /** Gives a source back, when no thread reads its spans any more. */
+  close(source: SpanSource): void {
+    this.sources.delete(source);
+    source.kept.release();
+  }
+
+  /** A complete layer turned out to be not what its digest names: spans made of its bytes that nothing checked are forgotten. */
+  async forgetUnchecked(digest: string): Promise<void> {
+    this.corruptions += 1;
+    const wrong = [...this.sources].filter(({ gzip, chunks }) => gzip.source.digest === digest && chunks === undefined);
+    await Promise.all(wrong.map(({ kept }) => this.store.drop(kept, 0, kept.sizeBytes)));
   }
 
   /**
@@ -99,9 +135,12 @@ export class SpanMaker {
       const digests = chunks === undefined ? undefined : Uint8Array.from(digestsOfSpan(chunks, span));
       for (let repairs = 0; ; repairs += 1) {
         const { stored, window } = await this.readStored(source, place);
+        const { corruptions } = this;
         const { bits, plainBytes } = place;
         const answer = await this.threads.inflate({ stored, window, bits, isCompressed: tables.isCompressed, plainBytes, digests });
         if (!kept.isHeld) throw canceled(source);
+        // What it was made of may just have been found corrupt, and be other bytes now.
+        if (digests === undefined && corruptions !== this.corruptions) continue;
         if ('bytes' in answer) {
           await this.keep(kept, layout.firstChunk[span]!, answer.bytes, units);
           return;

@@ -5,10 +5,9 @@
 import { sha256 } from '../../base/digest.ts';
 import type { GzipSource } from '../../file/device-file.ts';
 import type { BlobSource } from '../../file/device-spec.ts';
-import { layOutSpans, type SpanLayout, spanFileBytes } from '../../file/span-file.ts';
+import { type SpanLayout, spanFileBytes } from '../../file/span-file.ts';
 import type { BlobHandle } from '../../file/store/blob-handle.ts';
 import { blobKeyOf } from '../../file/store/blob-key.ts';
-import type { ChunkStore } from '../../file/store/chunk-store.ts';
 import type { GzipTables } from '../../image/gzip/gzip-span.ts';
 import type { ChunkDigests } from '../../image/turbo/chunk-digests.ts';
 
@@ -27,23 +26,15 @@ export interface SpanSource {
 
 /**
  * Like a layer's bytes (store/blob-key.ts), spans are shared between images that believe the same witness: the gzip blob with its own,
- * the index that cuts it into spans, and the digests that spans were checked against.
+ * the index that cuts it into spans, and the digests that spans were checked against. Spans that nothing could check are as good as the
+ * bytes they were made of, which may turn out wrong when the layer is complete: `trust` names what they are believed for.
  */
-export function spanBlobOf(source: GzipSource, blobs: { gzip: BlobSource; index: BlobSource }, layout: SpanLayout): BlobSource {
-  const origin = ['inflated spans 1', blobKeyOf(blobs.gzip), blobs.index.digest, source.chunksDigest ?? 'unchecked'];
-  return { digest: sha256(origin.join('\n')), sizeBytes: spanFileBytes(layout), repositories: [] };
-}
-
-/** Acquires the blob for the spans of one layer. Rejects like {@link ChunkStore.acquire}. */
-export async function openSpans(
-  store: ChunkStore,
+export function spanBlobOf(
   source: GzipSource,
-  handles: readonly BlobHandle[],
-  closed: AbortSignal,
-): Promise<SpanSource> {
-  const gzip = handles[source.blobIndex]!;
-  const index = handles[source.indexBlobIndex]!;
-  const layout = layOutSpans(source.gzip.entries, source.gzip.originalSizeBytes);
-  const kept = await store.acquire(spanBlobOf(source, { gzip: gzip.source, index: index.source }, layout));
-  return { gzip, index, kept, tables: source.gzip, layout, chunks: source.chunks, closed };
+  blobs: { gzip: BlobSource; index: BlobSource },
+  layout: SpanLayout,
+  trust: string,
+): BlobSource {
+  const origin = ['inflated spans 1', blobKeyOf(blobs.gzip), blobs.index.digest, source.chunksDigest ?? `unchecked ${trust}`];
+  return { digest: sha256(origin.join('\n')), sizeBytes: spanFileBytes(layout), repositories: [] };
 }
