@@ -104,6 +104,7 @@ export class Changes {
     const request = checkRequest(autoCreateRequestSchema, raw, op);
     const { admission, catalogue, secrets, podEphemeralSize } = this.parts;
     const images = [...new Map(request.images.map((reference) => [heldImage(reference).canonicalReference, reference])).values()];
+    if (images.length > MAX_CACHE_IMAGES) throw tooManyImages(request.sandboxId, images.length, op);
     return admission.exclusive(async () => {
       const own = catalogue.named(AUTOMATIC_PREFIX + request.sandboxId);
       if (own !== undefined) {
@@ -206,10 +207,7 @@ export class Changes {
     const known = new Set(present.map((image) => image.canonicalReference));
     const added = references.map((reference) => heldImage(reference)).filter((image) => !known.has(image.canonicalReference));
     const images = [...present, ...added];
-    if (images.length > MAX_CACHE_IMAGES) {
-      const what = `images: ${images.length} of one pod, more than ${MAX_CACHE_IMAGES}`;
-      throw cacheError('InvalidParameter', { op, subject: record.name, what, details: { field: 'images' } });
-    }
+    if (images.length > MAX_CACHE_IMAGES) throw tooManyImages(record.name, images.length, op);
     const event: NewEvent = { type: 'Normal', reason: 'ImagesAdded', message: added.map((image) => image.reference).join(', ') };
     const begins = record.status === 'Ready' || record.status === 'UpdateFailed';
     const nowUs = catalogue.time.nowUs();
@@ -247,6 +245,11 @@ export class Changes {
 function holdsAll(record: CacheRecord, references: readonly string[]): boolean {
   const held = new Set([...record.images, ...(record.pending ?? [])].map((image) => image.canonicalReference));
   return references.every((reference) => held.has(heldImage(reference).canonicalReference));
+}
+
+function tooManyImages(subject: string, count: number, op: string): AppError {
+  const what = `images: ${count} different ones of one pod, more than ${MAX_CACHE_IMAGES}`;
+  return cacheError('InvalidParameter', { op, subject, what, details: { field: 'images' } });
 }
 
 function checkToken(token: string | undefined, op: string): void {

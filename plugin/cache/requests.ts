@@ -188,7 +188,8 @@ export type MatchRequest = z.input<typeof matchRequestSchema>;
 /** What the automatic cache of a pod is made from. */
 export const autoCreateRequestSchema = z.strictObject({
   sandboxId: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,111}$/, 'is not 1 to 112 letters, digits, _ . -'),
-  images: imagesSchema,
+  /** Containers of a pod often share one; 20 different ones at most. */
+  images: z.array(imageReferenceSchema).min(1).max(MAX_POD_IMAGES),
   credentials: credentialsSchema.optional(),
   extraEphemeralStorage: z.int().min(0).max(MAX_EXTRA_EPHEMERAL).optional(),
   plainHttpRegistry: settings.plainHttpRegistry.optional(),

@@ -228,7 +228,7 @@ export interface MatchResult {
 
 export interface AutoCreateRequest {
   readonly sandboxId: string;
-  /** Those that the pod declares, 1 to 20. A later call for the same sandbox adds to them. */
+  /** Those that the pod declares: 1 to 20 different ones. A later call for the same sandbox adds to them. */
   readonly images: readonly string[];
   readonly credentials?: readonly ImageRegistryCredential[];
   /** GiB beyond the 30 that a pod has; the cache may take both together (R95). */
