@@ -44,6 +44,8 @@ export class Sidecar implements AsyncDisposable {
   readonly run: string;
   readonly snapshotterSocket: string;
   readonly adminSocket: string;
+  /** kubelet's image service; configure `cri.kubeconfig` and `cri.manifests_dir` for one that knows pods beforehand. */
+  readonly criSocket: string;
   /** Where the product looks for containerd; a link that whoever starts a containerd makes. */
   readonly containerdSocket: string;
   readonly configPath: string;
@@ -59,6 +61,7 @@ export class Sidecar implements AsyncDisposable {
     this.run = scratch.join('run');
     this.snapshotterSocket = join(this.run, 'snapshotter.sock');
     this.adminSocket = join(this.run, 'admin.sock');
+    this.criSocket = join(this.run, 'cri.sock');
     this.containerdSocket = scratch.join('containerd.sock');
     this.configPath = scratch.join('config.toml');
     this.logPath = scratch.join('sidecar.log');
