@@ -9,6 +9,7 @@ import { AppError, isAppError } from '../../../../../plugin/base/errors.ts';
 import { convertLayers } from '../../../../../plugin/convert/build/convert-layers.ts';
 import { checkGrowth } from '../../../../../plugin/convert/build/decompress.ts';
 import type { SourceLayer } from '../../../../../plugin/convert/build/options.ts';
+import { restoreTree } from '../../../../../plugin/image/erofs/restore-tree.ts';
 import { CHUNK_LIST_ANNOTATION, parseChunkList } from '../../../../../plugin/image/oci/chunk-list.ts';
 import { ALGORITHM } from '../../../../../plugin/image/zfile/codec.ts';
 import { readFixture } from '../../../../support/fixtures.ts';
@@ -126,6 +127,36 @@ describe('conversion of layers', () => {
       expect(layer.sizeBytes).toBe(layer.blob.length);
       expect(layer.blob.length % 512).toBe(0);
     }
+  });
+
+  it('keeps the metadata of each layer together: a walk of the whole tree reads a few runs of the device', async () => {
+    const layerOf = (layer: number) =>
+      rawTar(
+        Array.from({ length: 600 }, (_, i) => ({
+          name: `dir-${i % 30}/file-${layer}-${i}`,
+          content: Buffer.alloc(i % 3 === 0 ? 20_000 : 300, `content ${i} `),
+        })),
+      );
+    const layers = await buildLayers([1, 2, 3].map(layerOf));
+    const read = deviceReader(layers.map((layer) => layer.blob));
+    const touched: [number, number][] = [];
+    const { tree } = restoreTree((offset, length) => {
+      touched.push([offset, offset + length]);
+      return read(offset, length);
+    });
+    expect(tree.inodes.liveCount).toBe(1 + 30 + 3 * 600);
+    touched.sort(([a], [b]) => a - b);
+    let [runs, end, bytes] = [0, -1, 0];
+    for (const [from, to] of touched) {
+      // One range request fetches 64 KiB at least.
+      if (from > end + 65_536) runs += 1;
+      bytes += Math.max(0, to - Math.max(from, end));
+      end = Math.max(end, to);
+    }
+    // The root in front, and one run a layer.
+    expect(runs).toBeLessThanOrEqual(1 + layers.length);
+    const metadata = layers.reduce((sum, layer) => sum + layer.statistics.metadataBytes, 0);
+    expect(bytes).toBeLessThanOrEqual(metadata);
   });
 
   it('names what it left out', async () => {
