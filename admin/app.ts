@@ -27,9 +27,9 @@ import { addTokenRoutes } from './token-routes.ts';
 
 export interface AdminAppOptions {
   services: AdminServices;
-  caches?: CacheService;
+  caches: CacheService;
   convert: ConvertService;
-  registries?: RegistryCredentials;
+  registries: RegistryCredentials;
   tokens: Tokens;
   audit: Audit;
   version: string;
@@ -79,11 +79,11 @@ export function createAdminApp(options: AdminAppOptions): AdminApp {
 
   addGuards(app, audit, rates);
   addNodeRoutes(app, services);
-  if (caches !== undefined) addCacheRoutes(app, caches, log);
+  addCacheRoutes(app, caches, log);
   addConvertRoutes(app, convert);
-  if (registries !== undefined) addRegistryRoutes(app, registries);
+  addRegistryRoutes(app, registries);
   addTokenRoutes(app, tokens);
-  if (caches !== undefined) addStatusPage(app, { services, caches, convert, answerAction: createActions(caches, log), log });
+  addStatusPage(app, { services, caches, convert, answerAction: createActions(caches, log), log });
   addSystemRoutes(app, { services, metrics: createMetrics(services, caches, convert), version });
   return app;
 }

@@ -23,7 +23,7 @@ export interface Metrics {
   render(signal: AbortSignal): Promise<string>;
 }
 
-export function createMetrics(services: AdminServices, caches: CacheService | undefined, convert: ConvertService): Metrics {
+export function createMetrics(services: AdminServices, caches: CacheService, convert: ConvertService): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: 'overlaybd_sidecar_' });
   addConvertMetrics(registry, convert);
@@ -88,7 +88,6 @@ export function createMetrics(services: AdminServices, caches: CacheService | un
   };
 
   const readCaches = async (): Promise<void> => {
-    if (caches === undefined) return;
     const usage = caches.usage();
     cacheCount.set({ owner: 'user', kind: 'used' }, usage.usedImageCacheCount);
     cacheCount.set({ owner: 'user', kind: 'max' }, usage.maxImageCacheCount);

@@ -7,8 +7,9 @@ import type { RegistryCredentials, StoredCredential } from '../../../admin/regis
 import { systemClock } from '../../../plugin/base/clock.ts';
 import { AppError } from '../../../plugin/base/errors.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
+import type { ConvertRule } from '../../../plugin/convert/service.ts';
 import { MemoryCaches } from '../../support/memory-caches.ts';
-import { fakeConvert } from './fake-convert.ts';
+import { fakeConvert, JOB } from './fake-convert.ts';
 import { fakeServices } from './fake-services.ts';
 
 export function memoryTokens(nowMs?: () => number): Tokens {
@@ -68,4 +69,20 @@ export function fakeApp(overrides: Partial<AdminAppOptions> & { caches?: MemoryC
     ...{ caches, tokens, audit: overrides.audit ?? audit },
   });
   return { app, caches, tokens, audit, audited };
+}
+
+const RULE: ConvertRule = {
+  ...{ id: 1, repository: { host: 'registry.example', repository: 'team/app' }, isEnabled: true, createdUs: 1, enabledUs: 1 },
+  ...{ request: JOB.request, filter: { type: 'ALL' }, detection: 'poll', hasBaseline: true },
+};
+
+/** A fresh application that has a cache, a job, a rule, a registry's credentials and a token: whatever an operation may name. */
+export async function appWithOneOfEach(): Promise<{ app: AdminApp; caches: MemoryCaches; tokenId: string }> {
+  const tokens = memoryTokens();
+  const convert = fakeConvert({ rules: () => [RULE], rule: () => RULE, changeRule: () => RULE });
+  const { app, caches } = fakeApp({ tokens, convert });
+  await caches.create({ imageCacheName: 'kept', images: ['registry.example/team/app:1'] });
+  const put = { method: 'PUT', body: JSON.stringify({ identityToken: 't' }), headers: { 'content-type': 'application/json' } };
+  await app.request('/v1/registries/kept.example', put);
+  return { app, caches, tokenId: tokens.create({ name: 'x', scopes: ['read'] }).id };
 }

@@ -5,8 +5,7 @@
 import { Ajv2020 } from 'ajv/dist/2020.js';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { AdminApp } from '../../../admin/context.ts';
-import { fakeApp, memoryTokens } from './fake-app.ts';
-import { fakeConvert } from './fake-convert.ts';
+import { appWithOneOfEach } from './fake-app.ts';
 
 interface Operation {
   security: { bearer?: string[] }[];
@@ -21,11 +20,6 @@ interface Document {
 const JSON_TYPE = 'application/json';
 const IMC = 'imc-00000000000000000001';
 const RULE = { repository: 'registry.example/team/app' };
-const rule = {
-  ...{ id: 1, repository: { host: 'registry.example', repository: 'team/app' }, isEnabled: true, createdUs: 1, enabledUs: 1 },
-  ...{ filter: { type: 'ALL' as const }, detection: 'poll' as const, hasBaseline: true },
-};
-
 /** A request for each operation; the key is `METHOD path` of the document. `?` begins a query; the values fill `{…}`. */
 const SAMPLES: Readonly<Record<string, { path?: string; body?: unknown; form?: Record<string, string>; status?: number }>> = {
   'GET /': {},
@@ -62,26 +56,9 @@ let app: AdminApp;
 let tokenId: string;
 
 beforeAll(async () => {
-  ({ app, tokenId } = await serve());
+  ({ app, tokenId } = await appWithOneOfEach());
   document = (await (await app.request('/v1/openapi.json')).json()) as Document;
 });
-
-/** A fresh application with one of everything. */
-async function serve(): Promise<{ app: AdminApp; tokenId: string }> {
-  const tokens = memoryTokens();
-  const convert = fakeConvert({
-    rules: () => [{ ...rule, request: request() }],
-    rule: () => ({ ...rule, request: request() }),
-    changeRule: () => ({ ...rule, request: request() }),
-  });
-  const fake = fakeApp({ tokens, convert });
-  await fake.caches.create({ imageCacheName: 'web', images: ['registry.example/team/app:1'] });
-  const put = { method: 'PUT', body: JSON.stringify({ identityToken: 't' }), headers: { 'content-type': JSON_TYPE } };
-  await fake.app.request('/v1/registries/kept.example', put);
-  return { app: fake.app, tokenId: tokens.create({ name: 'x', scopes: ['read'] }).id };
-}
-
-const request = () => fakeConvert().job(7).request;
 
 /** The event stream's first bytes, or the whole answer. */
 async function call(method: string, path: string, target: AdminApp) {
@@ -147,7 +124,7 @@ describe('the OpenAPI document', () => {
     const error = validator(document.paths['/v1/status']!.get!.responses.default!.content![JSON_TYPE]!.schema!);
     const wrong: string[] = [];
     for (const [method, path, operation] of operations()) {
-      const fresh = await serve();
+      const fresh = await appWithOneOfEach();
       tokenId = fresh.tokenId;
       const key = `${method} ${path}`;
       const { expected, response, type, text } = await call(method, path, fresh.app);
