@@ -108,8 +108,8 @@ async function main(): Promise<void> {
     fetchWhole: (source, signal) => blockd.fetchWhole(source, signal),
     logger,
   });
-  const convert = await startConversion(config, service, logger);
   const caches = await startImageCaches(config, service, blockd, logger);
+  const convert = await startConversion(config, service, caches, logger);
   const cri = await startImageService({ config, vault, snapshotter: service, blockd, caches, logger });
   const services = new GatheredAdminServices({
     config,
@@ -121,7 +121,7 @@ async function main(): Promise<void> {
   });
   const admin = await startAdmin(
     config.admin,
-    { database: service.database, services, caches, convert, registries: registryCredentials(vault), version },
+    { database: service.database, services, caches, convert, pods: cri, registries: registryCredentials(vault), version },
     logger,
   );
   let isStopping = false;

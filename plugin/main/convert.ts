@@ -1,12 +1,14 @@
 /** Conversion as the configuration wants it. */
 import type { Config } from '../base/config/config.ts';
 import type { Logger } from '../base/log.ts';
+import type { CacheService } from '../cache/service.ts';
 import { type ConvertOptions, type ConvertService, startConvert } from '../convert/service.ts';
 
 /** See {@link startConvert}. */
 export function startConversion(
   config: Config,
   { database, usersOf }: Pick<ConvertOptions, 'database' | 'usersOf'>,
+  caches: Pick<CacheService, 'usersOf'>,
   logger: Logger,
 ): Promise<ConvertService> {
   const { hostsDir, plainHttp, dockerConfig, responseTimeoutMs, stallTimeoutMs } = config.registry;
@@ -14,7 +16,10 @@ export function startConversion(
   const { fullSizePercent, fullTimePerGbMs, indexSizePercent, indexTimePerGbMs } = config.convert;
   return startConvert({
     database,
-    usersOf,
+    usersOf: (digest, limit) => {
+      const inCaches = caches.usersOf(digest).map((key) => ({ kind: 'image cache', key }));
+      return [...inCaches, ...usersOf(digest, limit)].slice(0, limit);
+    },
     budgets: {
       full: { sizePercent: fullSizePercent, msPerGb: fullTimePerGbMs },
       'index-only': { sizePercent: indexSizePercent, msPerGb: indexTimePerGbMs },
