@@ -1,5 +1,5 @@
 /**
- * Raw inflate of a whole stream that stops at every deflate block boundary (Z_BLOCK), through the zlib inside the Node binary: Node's own
+ * Raw inflate of a whole stream that can stop at deflate block boundaries (Z_BLOCK), through the zlib inside the Node binary: Node's own
  * API does not say where blocks begin. Signatures, the z_stream layout (LP64) and the meaning of data_type: zlib.h.
  */
 import assert from 'node:assert';
@@ -14,6 +14,7 @@ const RAW_WINDOW_BITS = -15;
 const Z_OK = 0;
 const Z_STREAM_END = 1;
 const Z_BUF_ERROR = -5;
+const Z_NO_FLUSH = 0;
 const Z_BLOCK = 5;
 const AT_BOUNDARY = 128;
 const IN_LAST_BLOCK = 64;
@@ -71,17 +72,20 @@ export class BlockInflater {
     return Number(koffi.address(memory));
   }
 
-  /** Inflates the input until the next boundary at most, to `length` bytes at `address`, which is borrowed during the call. Neither may be empty. */
-  step(address: number, length: number): InflateStep {
+  /**
+   * Inflates the input to at most `length` bytes at `address`, which is borrowed during the call; with `stopsAtBlock` until the next
+   * boundary at most, else past boundaries without telling. Neither may be empty.
+   */
+  step(address: number, length: number, options: { stopsAtBlock: boolean }): InflateStep {
     const inputBytes = this.inputLeft;
     assert(inputBytes > 0 && length > 0, 'nothing to inflate');
     writeU64(this.stream, AT.nextOut, address);
     writeU32(this.stream, AT.availOut, length);
-    const result = this.run(this.stream, Z_BLOCK);
+    const result = this.run(this.stream, options.stopsAtBlock ? Z_BLOCK : Z_NO_FLUSH);
     const dataType = this.stream.readInt32LE(AT.dataType);
     const known = result === Z_OK || result === Z_BUF_ERROR;
     // Behind the last block zlib stops once more.
-    const begins = (dataType & (AT_BOUNDARY | IN_LAST_BLOCK)) === AT_BOUNDARY;
+    const begins = options.stopsAtBlock && (dataType & (AT_BOUNDARY | IN_LAST_BLOCK)) === AT_BOUNDARY;
     return {
       consumed: inputBytes - this.inputLeft,
       produced: length - this.stream.readUInt32LE(AT.availOut),

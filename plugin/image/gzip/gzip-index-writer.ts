@@ -46,6 +46,11 @@ export class SpanChooser {
     this.spanBytes = spanBytes;
   }
 
+  /** Boundaries before this position are no entries. */
+  get nextOffset(): number {
+    return this.next;
+  }
+
   /** True when the boundary at `plainOffset` (ascending) is an entry. */
   takes(plainOffset: number): boolean {
     if (plainOffset < this.next) return false;

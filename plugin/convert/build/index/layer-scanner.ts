@@ -209,7 +209,12 @@ export class LayerScanner implements AsyncDisposable {
     inflater.setInput(chunk);
     for (let at = 0; at < chunk.length; ) {
       if (this.slotBytes === SLOT_BYTES) await this.submit();
-      const step = inflater.step(this.slot!.address + GZIP_WINDOW_BYTES + this.slotBytes, SLOT_BYTES - this.slotBytes);
+      // Where no entry can be, boundaries are passed over; one byte before it may be, so that none at that very place is.
+      const untilEntry = this.spans.nextOffset - 1 - this.tarBytes;
+      const room = SLOT_BYTES - this.slotBytes;
+      const length = untilEntry > 0 ? Math.min(room, untilEntry) : room;
+      const address = this.slot!.address + GZIP_WINDOW_BYTES + this.slotBytes;
+      const step = inflater.step(address, length, { stopsAtBlock: untilEntry <= 0 });
       const { consumed, produced } = step;
       if (consumed > 0) this.lastByte = chunk[at + consumed - 1]!;
       this.position += consumed;

@@ -26,7 +26,7 @@ function boundariesOf(gzip: Buffer): { entries: GzipEntry[]; plain: Buffer } {
   for (;;) {
     const output = Buffer.allocUnsafeSlow(10_000);
     inflater.setInput(gzip.subarray(at, at + 777));
-    const step = inflater.step(BlockInflater.addressOf(output), output.length);
+    const step = inflater.step(BlockInflater.addressOf(output), output.length, { stopsAtBlock: true });
     at += step.consumed;
     plainOffset += step.produced;
     parts.push(output.subarray(0, step.produced));
