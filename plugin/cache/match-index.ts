@@ -48,6 +48,7 @@ export class MatchIndex {
   private scores = new Int32Array(0);
   private covered = new Int32Array(0);
   private bytes = new Float64Array(0);
+  private sizes = new Int32Array(0);
   /** Number of the image that a slot was last counted for, so that the best tier alone counts. */
   private counted = new Int32Array(0);
   private coveredFor = new Int32Array(0);
@@ -66,6 +67,7 @@ export class MatchIndex {
     if (slot >= this.scores.length) this.grow();
     this.slotOf.set(cache.id, slot);
     this.caches[slot] = cache;
+    this.sizes[slot] = cache.sizeGib;
     const keys = keysOf(cache);
     this.keys[slot] = keys;
     for (const [postings, names] of this.postingsOf(keys)) {
@@ -107,26 +109,28 @@ export class MatchIndex {
   }
 
   private choose(query: MatchQuery, needed: number): Candidate | undefined {
-    const allows = (slot: number): boolean => this.covered[slot]! >= needed && this.caches[slot]!.sizeGib <= query.ephemeralStorage;
+    const { covered, scores, sizes } = this;
+    const isFit = (slot: number): boolean => covered[slot]! >= needed && sizes[slot]! <= query.ephemeralStorage;
     let best = 0;
-    for (const slot of this.touched) if (this.scores[slot]! > best && allows(slot)) best = this.scores[slot]!;
-    if (best > 0) {
-      const equals = this.touched.filter((slot) => this.scores[slot] === best && allows(slot));
-      if (equals.length > 1) for (const slot of equals) this.bytes[slot] = this.sharedBytes(slot, query);
-      return this.nearest(equals, query);
+    for (const slot of this.touched) if (scores[slot]! > best && isFit(slot)) best = scores[slot]!;
+    if (best === 0 && needed === 0) {
+      this.countLayers(query);
+      return this.nearest(this.touched, isFit, query);
     }
-    this.countLayers(query);
-    return this.nearest(
-      this.touched.filter((slot) => this.bytes[slot]! > 0 && allows(slot)),
-      query,
-    );
+    const equals = this.touched.filter((slot) => scores[slot] === best && isFit(slot));
+    // One alone needs no further comparison, unless it is here for its layers only.
+    if (equals.length > 1 || best === 0) for (const slot of equals) this.bytes[slot] = this.sharedBytes(slot, query);
+    return this.nearest(equals, isFit, query);
   }
 
-  /** Of slots with equal scores: most bytes, closest size, newest, first id. */
-  private nearest(slots: readonly number[], { ephemeralStorage }: MatchQuery): Candidate | undefined {
+  /** Of slots with equal scores: most bytes, closest size, newest, first id. Those that share nothing at all are none. */
+  private nearest(slots: readonly number[], isFit: (slot: number) => boolean, { ephemeralStorage }: MatchQuery): Candidate | undefined {
+    const { bytes, scores } = this;
     let best: number | undefined;
     for (const slot of slots) {
-      if (best === undefined || this.isBetter(slot, best, ephemeralStorage)) best = slot;
+      if (best !== undefined && bytes[slot]! < bytes[best]!) continue;
+      if (bytes[slot] === 0 && scores[slot] === 0) continue;
+      if (isFit(slot) && (best === undefined || this.isBetter(slot, best, ephemeralStorage))) best = slot;
     }
     return best === undefined ? undefined : this.caches[best];
   }
@@ -233,6 +237,9 @@ export class MatchIndex {
     this.bytes = new Float64Array(length);
     this.coveredFor = new Int32Array(length);
     this.counted = new Int32Array(length).fill(UNTOUCHED);
+    const { sizes } = this;
+    this.sizes = new Int32Array(length);
+    this.sizes.set(sizes);
   }
 }
 

@@ -1,6 +1,6 @@
 /**
  * B9: Prepare, Mounts, Stat and Remove per second through containerd's own client (a Go program), for containerd's overlayfs, for ours on an
- * ordinary layer and for ours on a lazy image; and requests per second of the admin API.
+ * ordinary layer and for ours on a lazy image; and requests per second of the admin API; and how long a match over many image caches takes.
  */
 import { request as httpRequest } from 'node:http';
 import { resolve } from 'node:path';
@@ -12,6 +12,7 @@ import { pushImage } from '../../support/oci-image.ts';
 import { run } from '../../support/process.ts';
 import type { BenchCase } from '../harness/bench-case.ts';
 import { convertedImage } from '../harness/converted.ts';
+import { MATCH_TITLE, measureMatches } from '../harness/match-rate.ts';
 import { median, percentile } from '../harness/measure.ts';
 import type { CaseResult } from '../harness/report.ts';
 
@@ -96,6 +97,8 @@ async function runControl(rounds: number): Promise<CaseResult> {
     const rate = (ADMIN_REQUESTS * 1000) / median(mine.map((series) => series.wallMs));
     return [`GET ${path}`, Math.round(rate), median(calls).toFixed(2), percentile(calls, 0.99).toFixed(2)];
   });
+  const matches = measureMatches();
+  const matchRows = matches.map(({ kind, callsMs }) => [kind, median(callsMs).toFixed(3), percentile(callsMs, 0.99).toFixed(3)]);
   const tables = [
     { title: `Snapshots, ${COUNT} of each`, columns: ['', 'calls/s', 'median ms', 'P99 ms', 'time ÷ overlayfs'], rows },
     {
@@ -103,12 +106,13 @@ async function runControl(rounds: number): Promise<CaseResult> {
       columns: ['', 'requests/s', 'median ms', 'P99 ms'],
       rows: adminRows,
     },
+    { title: MATCH_TITLE, columns: ['', 'P50 ms', 'P99 ms'], rows: matchRows },
   ];
   const notes = [
     `medians of ${rounds} rounds; a Go program with containerd's client against containerd 1.6, all calls through containerd; both snapshotters on the same disk`,
     'the first Prepare on a lazy image opens and mounts its device; the next ones share it',
   ];
-  return { tables, notes, samples: { samples, admin } };
+  return { tables, notes, samples: { samples, admin, matches } };
 }
 
 export const control: BenchCase = { name: 'control', title: 'B9 control: snapshots and admin API', rounds: 3, run: runControl };
