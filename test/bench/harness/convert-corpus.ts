@@ -3,11 +3,11 @@
  * headers, node_modules) in the order of their names until 900 MB, and one large file of the next 100 MB in a row.
  */
 import { createReadStream, createWriteStream } from 'node:fs';
-import { mkdir, rm, stat, writeFile } from 'node:fs/promises';
+import { appendFile, mkdir, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { run } from '../../support/process.ts';
-import { gzipFile } from '../../support/tar.ts';
+import { gzipFile, tarOf } from '../../support/tar.ts';
 import { cached, keyOf } from '../../support/test-cache.ts';
 import { webAppImage } from '../../support/web-app-image.ts';
 
@@ -101,4 +101,40 @@ export async function convertCorpus(): Promise<Record<'one' | 'ten', ConvertCorp
     return { layers, tarGzipBytes: await sum(layers), tarBytes: await sum(paths.map((path) => `${path}.size`)) };
   };
   return { one: await of('one', 1), ten: await of('ten', LAYERS) };
+}
+
+const MANY_FILES = 1_000_000;
+const FILES_A_TIME = 20_000;
+const FILES_A_DIRECTORY = 50;
+const TAR_END_BYTES = 1024;
+
+async function makeManyFiles(made: string): Promise<void> {
+  const tar = join(made, 'many.tar');
+  for (let from = 0; from < MANY_FILES; from += FILES_A_TIME) {
+    const entries = Array.from({ length: FILES_A_TIME }, (_, i) => {
+      const n = from + i;
+      const name = `usr/lib/node_modules/package-${Math.floor(n / FILES_A_DIRECTORY)}/lib/some-usual-module-${n}.d.ts`;
+      return { name, content: `export declare const value${n}: number;\n` };
+    });
+    const bytes = await tarOf(entries);
+    await appendFile(tar, from + FILES_A_TIME < MANY_FILES ? bytes.subarray(0, -TAR_END_BYTES) : bytes);
+  }
+  await gzipFile(tar, join(made, 'many.tar.gz'));
+  await writeFile(join(made, 'many.size'), '');
+  await run('truncate', ['--reference', tar, join(made, 'many.size')]);
+  await rm(tar);
+}
+
+/** A layer of a million small files: what the memory of a conversion is bounded by. */
+export async function manyFiles(): Promise<ConvertCorpus> {
+  const directory = await cached(
+    `bench-many-files-${keyOf(makeManyFiles.toString(), String([MANY_FILES, FILES_A_DIRECTORY]))}`,
+    makeManyFiles,
+  );
+  const sizeOf = async (name: string): Promise<number> => (await stat(join(directory, name))).size;
+  return {
+    layers: [join(directory, 'many.tar.gz')],
+    tarGzipBytes: await sizeOf('many.tar.gz'),
+    tarBytes: await sizeOf('many.size'),
+  };
 }
