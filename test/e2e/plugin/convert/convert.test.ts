@@ -3,7 +3,7 @@
  * its twin, and its tree is that of the original unpacked by containerd's overlayfs snapshotter.
  */
 import { randomBytes } from 'node:crypto';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { JobView } from '../../../../admin/convert-schemas.ts';
@@ -18,6 +18,7 @@ import { SnapshotView } from '../../../support/snapshot-view.ts';
 import { timedStart } from '../../../support/timed-start.ts';
 import { compareTrees } from '../../../support/tree-compare.ts';
 import { waitFor } from '../../../support/wait.ts';
+import { obdctl } from '../../lazy/lazy-images.ts';
 
 const REPOSITORY = 'debian/app';
 let host: LazyHost;
@@ -127,6 +128,93 @@ test('a layer more on the same chain: only it is read, and the result starts wit
   await using expected = await SnapshotView.mount(containerd, 'overlayfs', unpacked.snapshotKey);
   await using actual = await SnapshotView.mount(containerd, SNAPSHOTTER, lazy.snapshotKey);
   expect(await differences(expected, actual, ['app'])).toEqual([]);
+});
+
+/** Asks for deletion; the refusal, or what went. */
+async function remove(reference: string): Promise<{ code: number; text: string }> {
+  const { code, stdout, stderr } = await obdctl(host, 'image', 'rm', reference);
+  return { code, text: stdout + stderr };
+}
+
+/** Takes images out of containerd and waits until the snapshots are gone, then deletes from the registry. */
+async function removeWhenUnused(reference: string, images: readonly string[]): Promise<string> {
+  await host.containerd.ctr(['images', 'rm', '--sync', ...images]);
+  const gone = await waitFor(
+    async () => {
+      const answer = await remove(reference);
+      return answer.code === 0 ? answer : undefined;
+    },
+    { what: `nobody to use ${reference}`, timeoutMs: 60_000, everyMs: 200 },
+  );
+  return gone.text;
+}
+
+const headOf = async (repository: string, object: string): Promise<number> =>
+  (await fetch(`${host.registry.url}/v2/${repository}/manifests/${object}`, { headers: { accept: image.manifest.mediaType } })).status;
+
+test('what this node reads from is not deleted: a full twin, an index-only one and the original that it needs; without users they go', async () => {
+  const { registry, containerd } = host;
+  const layers = await Promise.all(
+    ['lower', 'upper'].map((name) =>
+      layerOfEntries(
+        [
+          { name, content: randomBytes(100_000) },
+          { name: 'who', content: name },
+        ],
+        { gzip: true },
+      ),
+    ),
+  );
+  for (const [mode, suffix] of [
+    ['full', '_containerd_accelerated'],
+    ['index-only', '_accelerated'],
+  ] as const) {
+    const repository = `deletion/${mode}`;
+    // Layers of its own: containerd has one snapshot for equal ones.
+    const own = await layerOfEntries([{ name: 'mode', content: mode }], { gzip: true });
+    const base = await pushImage(registry, repository, '1', buildImage([own, ...layers]));
+    const { targetDigest } = await succeeded(await convert(base.reference, { mode }));
+    // The pod names the ordinary image.
+    const pulled = await lazyPull(containerd, base.reference, { snapshotter: SNAPSHOTTER });
+    expect(pulled.layers.map((layer) => layer.isFetched)).toEqual([false, false, false]);
+    const used = await remove(`${base.reference}${suffix}`);
+    expect(used).toMatchObject({ code: 1, text: expect.stringMatching(/it is in use by committed \S+/) });
+    const needed = await remove(base.reference);
+    expect(needed).toMatchObject({ code: 1, text: expect.stringMatching(/its accelerated image is in use by committed/) });
+    expect([await headOf(repository, '1'), await headOf(repository, targetDigest!)]).toEqual([200, 200]);
+
+    const text = await removeWhenUnused(`${base.reference}${suffix}`, [base.reference]);
+    expect(text).toContain(`deleted ${registry.host}/${repository}@${targetDigest}`);
+    expect([await headOf(repository, '1'), await headOf(repository, targetDigest!), await headOf(repository, `1${suffix}`)]).toEqual([
+      200, 404, 404,
+    ]);
+    const list = await fetch(`${registry.url}/v2/${repository}/manifests/${base.manifest.digest.replace(':', '-')}`, {
+      headers: { accept: 'application/vnd.oci.image.index.v1+json' },
+    });
+    expect(await list.json()).toMatchObject({ manifests: [] });
+
+    // A second name of the original: this registry deletes no tag alone, so nothing goes.
+    await pushImage(registry, repository, 'latest', base);
+    expect((await remove(`${registry.host}/${repository}:latest`)).text).toMatch(/1 names the same image/);
+    expect(await headOf(repository, 'latest')).toBe(200);
+    expect((await remove(`${registry.host}/${repository}@${base.manifest.digest}`)).code).toBe(0);
+    expect([await headOf(repository, '1'), await headOf(repository, 'latest')]).toEqual([404, 404]);
+  }
+});
+
+test('a full copy for Docker keeps no original: it starts after the original is gone', async () => {
+  const { registry, containerd } = host;
+  const layer = await layerOfEntries([{ name: 'alone', content: randomBytes(50_000) }], { gzip: true });
+  const base = await pushImage(registry, 'deletion/copy', '1', buildImage([layer]));
+  await succeeded(await convert(base.reference, { runtime: 'docker-and-containerd' }));
+  const reference = `${base.reference}_accelerated`;
+  await lazyPull(containerd, reference, { snapshotter: SNAPSHOTTER });
+  expect(await remove(base.reference)).toMatchObject({ code: 0 });
+  expect(await headOf('deletion/copy', '1')).toBe(404);
+  const lazy = await lazyPull(containerd, reference, { snapshotter: SNAPSHOTTER });
+  await using view = await SnapshotView.mount(containerd, SNAPSHOTTER, lazy.snapshotKey);
+  expect(readFileSync(join(view.path, 'alone'))).toHaveLength(50_000);
+  expect((await remove(reference)).text).toMatch(/it is in use/);
 });
 
 test('kill -9 of the control plane in the middle: nothing of the job lives on, and the next control plane finishes it', async () => {

@@ -2,10 +2,11 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { sha256 } from '../../../../plugin/base/digest.ts';
 import { type ConvertOptions, convertRequestSchema } from '../../../../plugin/convert/service.ts';
 import { ConvertBench, convertCgroups } from '../../../support/convert-bench.ts';
 import { DockerRegistry } from '../../../support/docker-registry.ts';
-import { buildImage, layerOfEntries, pushImage } from '../../../support/oci-image.ts';
+import { buildImage, type Layer, layerOfEntries, pushImage } from '../../../support/oci-image.ts';
 import { killPid } from '../../../support/process.ts';
 import { startRegistryProxy } from '../../../support/registry-proxy.ts';
 import { waitFor } from '../../../support/wait.ts';
@@ -157,6 +158,51 @@ test('a job that needs more disk than it may have fails with both numbers; its s
   expect(failed).toMatchObject({ state: 'FAILED', failure: { code: 'ResourceExhausted' } });
   expect(failed.failure?.message).toMatch(/staging directory holds \d+ bytes, at most 4000000 are allowed/);
   expect(await tagsOf('fault/disk')).toEqual(['1']);
+  expect(await b.leftovers()).toEqual([]);
+});
+
+test('bad layers: the job says which layer, entry and byte, nothing is published, nothing is left', async () => {
+  const good = await layerOfEntries([{ name: 'good', content: randomBytes(20_000) }], { gzip: true });
+  const ofEntries = (...entries: Parameters<typeof layerOfEntries>[0]) => layerOfEntries(entries, { gzip: true });
+  const cutBlob = Buffer.from(good.blob as Buffer).subarray(0, 10_000);
+  const bad: [string, Layer, string, RegExp][] = [
+    [
+      'cut',
+      { ...good, blob: cutBlob, digest: sha256(cutBlob), sizeBytes: cutBlob.length },
+      'DataLoss',
+      /gzip stream is damaged after byte \d+ of the tar/,
+    ],
+    ['diff-id', { ...good, diffId: sha256('another tar') }, 'DataLoss', /diffID is sha256:\w+, expected sha256:/],
+    [
+      'climbs',
+      await ofEntries({ name: '../../etc/passwd', content: 'x' }),
+      'InvalidArgument',
+      /\.\.\/\.\.\/etc\/passwd: at byte 0: path climbs above the root/,
+    ],
+    [
+      'link',
+      await ofEntries({ name: 'to', target: '/etc' }, { name: 'to/passwd', content: 'x' }),
+      'InvalidArgument',
+      /to\/passwd: at byte 512: its parent "to" is a symbolic link/,
+    ],
+    [
+      'type',
+      { ...good, mediaType: 'application/vnd.example.layer.v1' },
+      'InvalidArgument',
+      /has the media type application\/vnd\.example\.layer\.v1/,
+    ],
+  ];
+  const b = await bench();
+  for (const [name, layer, code, message] of bad) {
+    const repository = `fault/bad-${name}`;
+    await pushImage(registry, repository, '1', buildImage([good, layer]));
+    const { id } = b.service.convert(`${registry.host}/${repository}:1`, REQUEST);
+    const { state, failure } = await b.ended(id);
+    expect({ name, state, failure }).toEqual({ name, state: 'FAILED', failure: { code, message: expect.stringMatching(message) } });
+    expect(failure?.message).toContain(layer.digest);
+    expect(b.logOf(id)).toContain(failure?.message);
+    expect(await tagsOf(repository)).toEqual(['1']);
+  }
   expect(await b.leftovers()).toEqual([]);
 });
 
