@@ -1,12 +1,8 @@
 import { randomFillSync } from 'node:crypto';
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import path from 'node:path';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { sha256 } from '../../../../../plugin/base/digest.ts';
-import { AppError, isAppError } from '../../../../../plugin/base/errors.ts';
-import { convertLayers } from '../../../../../plugin/convert/build/convert-layers.ts';
+import { AppError } from '../../../../../plugin/base/errors.ts';
 import { checkGrowth } from '../../../../../plugin/convert/build/decompress.ts';
 import type { SourceLayer } from '../../../../../plugin/convert/build/options.ts';
 import { restoreTree } from '../../../../../plugin/image/erofs/restore-tree.ts';
@@ -14,33 +10,12 @@ import { CHUNK_LIST_ANNOTATION, parseChunkList } from '../../../../../plugin/ima
 import { ALGORITHM } from '../../../../../plugin/image/zfile/codec.ts';
 import { readFixture } from '../../../../support/fixtures.ts';
 import { rawTar } from '../../image/tar/raw-tar.ts';
-import { buildLayers, deviceReader } from './converted-device.ts';
+import { buildLayers, conversionFailure, deviceReader, sourceOf } from './converted-device.ts';
 
 const tars = (): Buffer[] => ['l1', 'l2', 'l3'].map((name) => readFixture(`oci/${name}.tar`));
 
-async function failure(layer: Partial<SourceLayer> & Pick<SourceLayer, 'open'>, signal = new AbortController().signal): Promise<AppError> {
-  const stagingDirectory = await mkdtemp(path.join(tmpdir(), 'obd-fail-'));
-  try {
-    for await (const _ of convertLayers([{ name: 'the layer', ...layer }], {
-      stagingDirectory,
-      signal,
-      threads: 1,
-      maxLayerBytes: 2 ** 22,
-    }));
-  } catch (error) {
-    expect(await readdir(stagingDirectory)).toEqual([]);
-    if (isAppError(error)) return error;
-    throw error;
-  } finally {
-    await rm(stagingDirectory, { recursive: true });
-  }
-  throw new Error('it was converted');
-}
-
-const bytes = (content: Uint8Array) =>
-  async function* () {
-    yield content;
-  };
+const failure = (layer: Partial<SourceLayer> & Pick<SourceLayer, 'open'>, signal = new AbortController().signal): Promise<AppError> =>
+  conversionFailure([{ name: 'the layer', ...layer }], { signal, threads: 1 });
 
 describe('conversion of layers', () => {
   it('does not depend on how the input is compressed or cut, nor on the number of threads', async () => {
@@ -169,7 +144,7 @@ describe('bad input', () => {
   const tar = rawTar([{ name: 'dir/file', content: 'x'.repeat(5000) }]);
 
   it('is refused with the layer, the entry and the offset, and leaves no file', async () => {
-    const cut = await failure({ open: bytes(tar.subarray(0, 3000)) });
+    const cut = await failure({ open: sourceOf(tar.subarray(0, 3000)) });
     expect(cut.code).toBe('DataLoss');
     expect(cut.message).toMatch(/^convert the layer: read tar entry dir\/file: at byte 3000: the archive ends here/);
     expect(cut.details).toMatchObject({ layer: 'the layer', offset: 3000 });
@@ -178,29 +153,29 @@ describe('bad input', () => {
   it('is refused when the compression is cut or damaged', async () => {
     const random = rawTar([{ name: 'random', content: randomFillSync(Buffer.alloc(100_000)) }]);
     for (const packed of [gzipSync(random), zstdCompressSync(random)]) {
-      const cut = await failure({ open: bytes(packed.subarray(0, packed.length - 5)) });
+      const cut = await failure({ open: sourceOf(packed.subarray(0, packed.length - 5)) });
       expect(cut.code).toBe('DataLoss');
       expect(cut.message).toMatch(/decompress the layer: the (gzip|zstd) stream is damaged after byte \d+ of the tar: /);
     }
     const large = gzipSync(rawTar([{ name: 'large', content: randomFillSync(Buffer.alloc(2_000_000)) }]));
-    const inside = await failure({ open: bytes(large.subarray(0, 1_500_000)) });
+    const inside = await failure({ open: sourceOf(large.subarray(0, 1_500_000)) });
     expect(inside.message).toMatch(/\(in the entry large\)$/);
     expect(inside.details.offset).toBeGreaterThan(1_000_000);
     const damaged = Buffer.from(gzipSync(rawTar([{ name: 'a', content: 'text '.repeat(3000) }])));
     damaged[damaged.length - 6]! ^= 1;
-    expect((await failure({ open: bytes(damaged) })).code).toBe('DataLoss');
+    expect((await failure({ open: sourceOf(damaged) })).code).toBe('DataLoss');
   });
 
   it('is refused when the digest or the diffID is another', async () => {
     const packed = gzipSync(tar);
     const wrong = sha256('something else');
-    expect((await failure({ open: bytes(packed), digest: wrong })).message).toMatch(/digest is sha256:.*, expected sha256:/);
-    expect((await failure({ open: bytes(packed), digest: sha256(packed), diffId: wrong })).message).toMatch(/diffID is sha256:/);
+    expect((await failure({ open: sourceOf(packed), digest: wrong })).message).toMatch(/digest is sha256:.*, expected sha256:/);
+    expect((await failure({ open: sourceOf(packed), digest: sha256(packed), diffId: wrong })).message).toMatch(/diffID is sha256:/);
   });
 
   it('is refused when it decompresses beyond the limit', async () => {
     const bomb = gzipSync(Buffer.alloc(2 ** 23));
-    expect(await failure({ open: bytes(bomb) })).toMatchObject({ code: 'ResourceExhausted', subject: 'the layer' });
+    expect(await failure({ open: sourceOf(bomb) })).toMatchObject({ code: 'ResourceExhausted', subject: 'the layer' });
     // A gigabyte may come of anything; beyond it the ratio counts, however large a layer may be.
     const grown = (produced: number, consumed: number) => () => checkGrowth({ produced, consumed }, { maxBytes: 2 ** 40 }, 'the layer');
     expect(grown(2 ** 30, 1)).not.toThrow();

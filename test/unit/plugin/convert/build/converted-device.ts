@@ -1,11 +1,13 @@
 /** Converts tars with the whole pipeline and joins the blobs to devices, through the product's own readers. */
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
+import { expect } from 'vitest';
+import { type AppError, isAppError } from '../../../../../plugin/base/errors.ts';
 import { convertLayers } from '../../../../../plugin/convert/build/convert-layers.ts';
-import type { ConvertedLayer, ConvertOptions } from '../../../../../plugin/convert/build/options.ts';
+import type { ConvertedLayer, ConvertOptions, SourceLayer } from '../../../../../plugin/convert/build/options.ts';
 import { MissingList } from '../../../../../plugin/file/file.ts';
 import { parseTurboLayer } from '../../../../../plugin/image/turbo/turbo-layer.ts';
 import { type MemoryLayer, memoryDevice, openMemoryDevice } from '../../../../support/devices.ts';
@@ -36,6 +38,28 @@ export async function buildLayers(
     await rm(stagingDirectory, { recursive: true });
   }
 }
+
+/** How the conversion of layers fails; it leaves no file. Throws when it does not, or not with an AppError. */
+export async function conversionFailure(layers: readonly SourceLayer[], options: Partial<ConvertOptions>): Promise<AppError> {
+  const stagingDirectory = await mkdtemp(path.join(tmpdir(), 'obd-fail-'));
+  try {
+    const defaults = { signal: new AbortController().signal, maxLayerBytes: 2 ** 22 };
+    for await (const _ of convertLayers(layers, { ...defaults, ...options, stagingDirectory }));
+  } catch (error) {
+    expect(await readdir(stagingDirectory)).toEqual([]);
+    if (isAppError(error)) return error;
+    throw error;
+  } finally {
+    await rm(stagingDirectory, { recursive: true });
+  }
+  throw new Error('it was converted');
+}
+
+/** A layer's source that gives bytes in one piece. */
+export const sourceOf = (content: Uint8Array): SourceLayer['open'] =>
+  async function* () {
+    yield content;
+  };
 
 /** A layer of a stack: a blob, or a built layer with the source that it was made from, which index-only layers read. */
 export type StackLayer = Uint8Array | { built: BuiltLayer; source: Uint8Array };

@@ -1,18 +1,14 @@
 /** Layers that an index must not take at their word: dirty padding, sparse files, damage, bombs; and what a failed scan leaves behind. */
 import { randomFillSync } from 'node:crypto';
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import path from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { sha256 } from '../../../../../plugin/base/digest.ts';
 import { AppError, isAppError } from '../../../../../plugin/base/errors.ts';
-import { convertLayers } from '../../../../../plugin/convert/build/convert-layers.ts';
 import type { SourceLayer } from '../../../../../plugin/convert/build/options.ts';
 import { ErofsReader } from '../../../../../plugin/image/erofs/reader.ts';
 import { readFixture } from '../../../../support/fixtures.ts';
 import { rawTar } from '../../image/tar/raw-tar.ts';
-import { buildLayers, deviceReader } from './converted-device.ts';
+import { buildLayers, conversionFailure, deviceReader, sourceOf } from './converted-device.ts';
 import { listTree } from './listed-tree.ts';
 
 const ROOT = 36;
@@ -101,35 +97,10 @@ describe('odd layers in index-only mode', () => {
   });
 });
 
-async function failure(layer: Partial<SourceLayer> & Pick<SourceLayer, 'open'>, signal = new AbortController().signal): Promise<AppError> {
-  const stagingDirectory = await mkdtemp(path.join(tmpdir(), 'obd-fail-'));
-  const good: SourceLayer = {
-    name: 'a good layer',
-    open: async function* () {
-      yield readFixture('oci/l1.tar.gz');
-    },
-  };
-  try {
-    for await (const _ of convertLayers([{ name: 'the layer', ...layer }, good], {
-      stagingDirectory,
-      signal,
-      mode: 'index-only',
-      maxLayerBytes: 2 ** 22,
-    }));
-  } catch (error) {
-    expect(await readdir(stagingDirectory)).toEqual([]);
-    if (isAppError(error)) return error;
-    throw error;
-  } finally {
-    await rm(stagingDirectory, { recursive: true });
-  }
-  throw new Error('it was converted');
-}
-
-const bytes = (content: Uint8Array) =>
-  async function* () {
-    yield content;
-  };
+const failure = (layer: Partial<SourceLayer> & Pick<SourceLayer, 'open'>, signal = new AbortController().signal): Promise<AppError> => {
+  const good: SourceLayer = { name: 'a good layer', open: sourceOf(readFixture('oci/l1.tar.gz')) };
+  return conversionFailure([{ name: 'the layer', ...layer }, good], { signal, mode: 'index-only' });
+};
 
 describe('bad input in index-only mode', () => {
   const tar = rawTar([{ name: 'dir/file', content: randomFillSync(Buffer.alloc(100_000)) }]);
@@ -137,22 +108,22 @@ describe('bad input in index-only mode', () => {
   it('is refused when the gzip is cut anywhere, or damaged anywhere', async () => {
     const packed = gzipSync(tar);
     for (const cut of [5, 12, 3000, packed.length - 9, packed.length - 1]) {
-      const error = await failure({ open: bytes(packed.subarray(0, cut)) });
+      const error = await failure({ open: sourceOf(packed.subarray(0, cut)) });
       expect(error.code).toBe('DataLoss');
       expect(error.message).toMatch(/^decompress the layer: the gzip stream is damaged/);
     }
     // Zeros behind the stream are padding, and make it a layer for full mode; anything else no reader takes.
     const garbage = Buffer.concat([packed, Buffer.from('garbage')]);
-    expect((await failure({ open: bytes(garbage) })).code).toBe('DataLoss');
+    expect((await failure({ open: sourceOf(garbage) })).code).toBe('DataLoss');
     for (const at of [packed.length - 6, packed.length - 2]) {
       const damaged = Buffer.from(packed);
       damaged[at]! ^= 1;
-      expect((await failure({ open: bytes(damaged) })).code).toBe('DataLoss');
+      expect((await failure({ open: sourceOf(damaged) })).code).toBe('DataLoss');
     }
   });
 
   it('is refused when the tar in it is cut', async () => {
-    const error = await failure({ open: bytes(gzipSync(tar.subarray(0, 3000))) });
+    const error = await failure({ open: sourceOf(gzipSync(tar.subarray(0, 3000))) });
     expect(error.code).toBe('DataLoss');
     expect(error.message).toMatch(/^convert the layer: .*the archive ends here/);
   });
@@ -160,13 +131,13 @@ describe('bad input in index-only mode', () => {
   it('is refused when the digest or the diffID is another', async () => {
     const packed = gzipSync(tar);
     const wrong = sha256('something else');
-    expect((await failure({ open: bytes(packed), digest: wrong })).message).toMatch(/digest is sha256:.*, expected sha256:/);
-    expect((await failure({ open: bytes(packed), digest: sha256(packed), diffId: wrong })).message).toMatch(/diffID is sha256:/);
+    expect((await failure({ open: sourceOf(packed), digest: wrong })).message).toMatch(/digest is sha256:.*, expected sha256:/);
+    expect((await failure({ open: sourceOf(packed), digest: sha256(packed), diffId: wrong })).message).toMatch(/diffID is sha256:/);
   });
 
   it('is refused when it decompresses beyond the limit', async () => {
     const bomb = gzipSync(Buffer.alloc(2 ** 26));
-    expect(await failure({ open: bytes(bomb) })).toMatchObject({ code: 'ResourceExhausted', subject: 'the layer' });
+    expect(await failure({ open: sourceOf(bomb) })).toMatchObject({ code: 'ResourceExhausted', subject: 'the layer' });
   });
 
   it('passes on the error of its source, and the reason of an abort', async () => {
