@@ -17,6 +17,7 @@ import type { LayerCompression } from '../../../image/oci/media-types.ts';
 import { TarReader } from '../../../image/tar/reader.ts';
 import { BlockInflater } from '../../../kernel/block-inflater.ts';
 import { checkGrowth, detectCompression } from '../decompress.ts';
+import { inEntry } from '../layer-errors.ts';
 import { EntryRecorder } from './entry-recorder.ts';
 import { type HashThread, SLOT_BYTES, type Slot } from './hash-thread.ts';
 import { IndexFileWriter } from './index-file.ts';
@@ -306,8 +307,11 @@ export class LayerScanner implements AsyncDisposable {
     this.slotSpans = [];
   }
 
-  private damaged(what: string): AppError {
-    return new AppError('DataLoss', { op: 'decompress', subject: this.request.subject, what: `the gzip stream is damaged: ${what}` });
+  private damaged(what: string): unknown {
+    const offset = this.tarBytes;
+    const text = `the gzip stream is damaged after byte ${offset} of the tar: ${what}`;
+    const error = new AppError('DataLoss', { op: 'decompress', subject: this.request.subject, what: text, details: { offset } });
+    return inEntry(error, this.tar.entryName);
   }
 }
 
