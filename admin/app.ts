@@ -7,6 +7,7 @@ import { AppError } from '../plugin/base/errors.ts';
 import type { Logger } from '../plugin/base/log.ts';
 import type { CacheService } from '../plugin/cache/service.ts';
 import type { ConvertService } from '../plugin/convert/service.ts';
+import type { PodService } from '../plugin/cri/service.ts';
 import { Audit, type AuditEvents } from './audit.ts';
 import type { Tokens } from './auth/tokens.ts';
 import { addCacheRoutes } from './cache-routes.ts';
@@ -17,6 +18,7 @@ import { createMetrics } from './metrics.ts';
 import { addNodeRoutes } from './node-routes.ts';
 import { addStatusPage } from './page/status-page.ts';
 import { routedPath } from './path-names.ts';
+import { addPodRoutes } from './pod-routes.ts';
 import { addRegistryRoutes, type RegistryCredentials } from './registry-routes.ts';
 import { addGuards, type RateLimits } from './request-guard.ts';
 import { issuesText } from './route-kit.ts';
@@ -29,6 +31,7 @@ export interface AdminAppOptions {
   services: AdminServices;
   caches: CacheService;
   convert: ConvertService;
+  pods: PodService;
   registries: RegistryCredentials;
   tokens: Tokens;
   audit: Audit;
@@ -47,7 +50,7 @@ function refusalOf(error: Error): unknown {
 
 /** Builds the application. Every failure is answered as `{code, message, details, requestId}`; what is unexpected is logged whole and answered without detail. */
 export function createAdminApp(options: AdminAppOptions): AdminApp {
-  const { services, caches, convert, registries, tokens, audit, version, log, rates } = options;
+  const { services, caches, convert, pods, registries, tokens, audit, version, log, rates } = options;
   const app: AdminApp = new OpenAPIHono<AdminEnv>({
     getPath: routedPath,
     defaultHook: (result) => {
@@ -81,6 +84,7 @@ export function createAdminApp(options: AdminAppOptions): AdminApp {
   addNodeRoutes(app, services);
   addCacheRoutes(app, caches, log);
   addConvertRoutes(app, convert);
+  addPodRoutes(app, pods);
   addRegistryRoutes(app, registries);
   addTokenRoutes(app, tokens);
   addStatusPage(app, { services, caches, convert, answerAction: createActions(caches, log), log });

@@ -13,6 +13,7 @@ import { type AdminMethod, callAdmin, isUnreachable, watchAdmin } from './client
 import { completionScript, SHELLS, type Shell } from './completion.ts';
 import { addConvertCommands } from './convert-commands.ts';
 import { ANSWER_DEADLINE_MS, MATERIALIZE_DEADLINE_MS, PAGE_ROWS_MAX } from './limits.ts';
+import { addPodCommands } from './pod-commands.ts';
 import {
   renderBlobs,
   renderDevices,
@@ -182,6 +183,7 @@ addConvertCommands(program, {
   call: (method, path, body, timeoutMs) => callFor(timeoutMs ?? ANSWER_DEADLINE_MS + 1000, method, path, body),
 });
 addAccessCommands(program, tools);
+addPodCommands(program, tools);
 
 program
   .command('completion')

@@ -10,6 +10,7 @@ import { silentLogger } from '../../../plugin/base/log.ts';
 import type { ConvertRule } from '../../../plugin/convert/service.ts';
 import { MemoryCaches } from '../../support/memory-caches.ts';
 import { fakeConvert, JOB } from './fake-convert.ts';
+import { fakePods } from './fake-pods.ts';
 import { fakeServices } from './fake-services.ts';
 
 export function memoryTokens(nowMs?: () => number): Tokens {
@@ -62,6 +63,7 @@ export function fakeApp(overrides: Partial<AdminAppOptions> & { caches?: MemoryC
   const app = createAdminApp({
     services: fakeServices(),
     convert: fakeConvert(),
+    pods: fakePods(),
     registries: memoryRegistries(),
     version: '0.1.0',
     log: silentLogger,

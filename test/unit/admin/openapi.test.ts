@@ -48,6 +48,7 @@ const SAMPLES: Readonly<Record<string, { path?: string; body?: unknown; form?: R
   'DELETE /v1/registries/{registry}': { path: 'kept.example', status: 204 },
   'POST /v1/tokens': { body: { name: 'ci', scopes: ['read'] }, status: 201 },
   'DELETE /v1/tokens/{id}': { status: 204 },
+  'GET /v1/pods/{pod}': { path: 'team%2Fweb-0' },
   'DELETE /v1/images': { path: '?reference=registry.example/team/app:1' },
 };
 
