@@ -7,7 +7,7 @@ import net from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '../../base/errors.ts';
 import { MAX_GRPC_MESSAGE_BYTES } from '../../base/limits.ts';
-import { awayError, frameMessage, type RawHeaders, type UnaryAnswer, unframeMessage } from './grpc-messages.ts';
+import { awayError, frameMessage, headerValue, type RawHeaders, type UnaryAnswer, unframeMessage } from './grpc-messages.ts';
 
 /** A try to connect is repeated this often while nothing listens. */
 const RETRY_MS = 100;
@@ -70,7 +70,10 @@ export class Upstream implements Disposable {
     for (;;) {
       const stream = await this.open(headers, signal);
       try {
-        return await exchange(stream, frameMessage(message), signal);
+        const answer = await exchange(stream, frameMessage(message), signal);
+        if (!isStarting(answer)) return answer;
+        if (cutOffMs !== undefined && performance.now() - cutOffMs > this.options.patienceMs) return answer;
+        throw cutOff('containerd is still starting');
       } catch (error) {
         if (!(error instanceof CutOff) || signal.aborted || this.isClosed) throw error;
         // A call that ran for long before it was cut off says nothing about how long containerd is away.
@@ -128,6 +131,15 @@ function connect(socketPath: string, open: Set<ClientHttp2Session>, onOver: () =
 
 function cutOff(what: string, cause?: unknown): CutOff {
   return new CutOff('Unavailable', { op: 'call', subject: 'containerd', what, ...(cause === undefined ? {} : { cause }) });
+}
+
+/**
+ * containerd listens before its image service works, and says so by these words alone (code Unknown in 1.6, Unavailable later). Source:
+ * containerd, internal/cri/instrument and pkg/cri/server, errors of an uninitialized service.
+ */
+function isStarting({ headers, trailers }: UnaryAnswer): boolean {
+  const text = headerValue(trailers, 'grpc-message') ?? headerValue(headers, 'grpc-message');
+  return text?.startsWith('server is not initialized yet') === true;
 }
 
 /** Sends one framed message and collects the answer. */
