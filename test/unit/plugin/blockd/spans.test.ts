@@ -175,6 +175,25 @@ describe('a span', () => {
     expect((await again.store.refreshUsage()).bytes).toBe(diskBytes(rootDir));
   });
 
+  test('survives a process that is killed, from its checkpoint on, and is never half there', async () => {
+    const { open, store, rootDir } = await setUp();
+    expect(await readMissed(open, 0, READ_BYTES)).toBeDefined();
+    await store.checkpoint();
+    expect(await firstWrong(open)).toBeUndefined();
+    // As a killed process leaves it: some spans recorded, others only written.
+    const left = scratchDir();
+    fs.cpSync(rootDir, left, { recursive: true });
+    await store.checkpoint();
+    const recorded = scratchDir();
+    fs.cpSync(rootDir, recorded, { recursive: true });
+    const after = await setUp({ rootDir: left });
+    expect(await firstWrong(after.open)).toBeUndefined();
+    expect((await after.store.refreshUsage()).bytes).toBe(diskBytes(left));
+    const afterCheckpoint = await setUp({ rootDir: recorded });
+    expect(await firstWrong(afterCheckpoint.open)).toBeUndefined();
+    expect(afterCheckpoint.threads.inflated).toBe(0);
+  });
+
   test('is inflated once for many readers at once, each of whom gets the right bytes', async () => {
     const { open, threads } = await setUp();
     const offsets = Array.from({ length: 300 }, (_, i) => (i * 7_919_113) % (expected.length - 100_000));
