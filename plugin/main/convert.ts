@@ -3,6 +3,7 @@ import type { Config } from '../base/config/config.ts';
 import type { Logger } from '../base/log.ts';
 import type { CacheService } from '../cache/service.ts';
 import { type ConvertOptions, type ConvertService, startConvert } from '../convert/service.ts';
+import { vaultPathsOf } from '../registry/node-credentials.ts';
 
 /** See {@link startConvert}. */
 export function startConversion(
@@ -25,7 +26,10 @@ export function startConversion(
       'index-only': { sizePercent: indexSizePercent, msPerGb: indexTimePerGbMs },
     },
     rootDir: config.paths.root,
-    registry: { hostsDir, plainHttp, responseTimeoutMs, stallTimeoutMs, ...(dockerConfig === undefined ? {} : { dockerConfig }) },
+    registry: {
+      ...{ hostsDir, plainHttp, responseTimeoutMs, stallTimeoutMs, vault: vaultPathsOf(config) },
+      ...(dockerConfig === undefined ? {} : { dockerConfig }),
+    },
     logger,
     logLevel: config.log.level,
     ...{ concurrency, cpus, memoryBytes, stagingBytes, jobDeadlineMs, pollIntervalMs },

@@ -11,11 +11,13 @@ import { convertRequestSchema } from '../publish/request.ts';
 const size = z.int().min(0);
 const digest = z.custom<Digest>(isDigest, 'not sha256: and 64 hexadecimal digits');
 
-/** How registries are reached; never a secret, the process reads the credentials' file itself. */
+/** How registries are reached; never a secret, the process reads the files of credentials itself. */
 export const registryAccessSchema = z.strictObject({
   hostsDir: z.string(),
   plainHttp: z.array(z.string()).readonly(),
   dockerConfig: z.string().optional(),
+  /** Where the credentials that people stored lie. */
+  vault: z.strictObject({ file: z.string(), keyFile: z.string() }).optional(),
   responseTimeoutMs: z.number(),
   stallTimeoutMs: z.number(),
 });
