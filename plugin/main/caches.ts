@@ -62,7 +62,7 @@ export function openImages(
       images: {
         plan: async (image, access) => {
           await using client = openRegistry(registry, access, logger);
-          return snapshotter.plan(image, imageResolverOf(client));
+          return await snapshotter.plan(image, imageResolverOf(client));
         },
         blobsOf: (chainId) => snapshotter.blobsOf(chainId),
       },

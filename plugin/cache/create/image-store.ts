@@ -100,7 +100,7 @@ export class ContainerdImageStore implements ImageStore {
     const { images, resolverOf, logger } = this.parts;
     await using registry = openRegistry(this.options.registry, access, logger);
     const resolver = resolverOf(registry);
-    return withAccess(this.parts, parseReference(reference), access, signal, () =>
+    return await withAccess(this.parts, parseReference(reference), access, signal, () =>
       resolveImage(reference, access, { resolver, images }, signal),
     );
   }
