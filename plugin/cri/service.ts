@@ -44,6 +44,8 @@ export interface CriOptions {
   readonly imageRights: 'check' | 'strict' | 'off';
   readonly rightsTtlMs: number;
   readonly podSelector: string | undefined;
+  /** GiB that every pod has. */
+  readonly podEphemeralGib: number;
   readonly kubeconfig: string | undefined;
   readonly manifestsDir: string | undefined;
   readonly rulesFile: string | undefined;
@@ -174,6 +176,7 @@ export async function startCri(options: CriOptions, dependencies: CriDependencie
     events,
     clock,
     selector: options.podSelector,
+    baseEphemeralGib: options.podEphemeralGib,
   });
   const broker = new CredentialBroker({ secrets, rules, dockerConfig, admin: vault.sources().ofAdmin, events });
   const rights = new RightsChecker({ ask: dependencies.askRegistry, clock, ttlMs: options.rightsTtlMs, deadlineMs: options.lookupMs });

@@ -16,8 +16,6 @@ const MAX_PODS = 5_000;
 /** Facts of pods that are pulling now. */
 const MAX_FACTS = 500;
 const FACTS_TTL_MS = 60_000;
-/** GiB that every pod has; what it declares comes on top (R93). */
-const BASE_EPHEMERAL_GIB = 30;
 const MAX_EXTRA_GIB = 5_000;
 /** Annotations of one pod that are complained of. */
 const MAX_WARNINGS = 10;
@@ -50,6 +48,8 @@ export interface PodBookOptions {
   readonly facts: PodFactsFinder;
   readonly events: PodEvents;
   readonly clock: Clock;
+  /** GiB that every pod has; what it declares comes on top (R93). */
+  readonly baseEphemeralGib: number;
   /** `key=value`; undefined: all pods. */
   readonly selector: string | undefined;
 }
@@ -121,7 +121,7 @@ export class PodBook {
       }
     }
     // A pod may have what its containers may write in all, if that is more than what it declared for itself.
-    const byLimit = Math.max((facts?.ephemeralLimitGib ?? 0) - BASE_EPHEMERAL_GIB, 0);
+    const byLimit = Math.max((facts?.ephemeralLimitGib ?? 0) - this.options.baseEphemeralGib, 0);
     const extraEphemeralGib = Math.min(Math.max(rules.extraEphemeralGib, byLimit), MAX_EXTRA_GIB);
     return { ...(isSelected ? rules : NO_RULES), extraEphemeralGib, isSelected };
   }

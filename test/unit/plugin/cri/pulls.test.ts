@@ -51,6 +51,7 @@ async function start(options: Partial<CriOptions> = {}, more: Partial<CriDepende
       imageRights: 'check',
       rightsTtlMs: 60_000,
       podSelector: undefined,
+      podEphemeralGib: 30,
       kubeconfig: undefined,
       manifestsDir: undefined,
       rulesFile: undefined,
