@@ -1,0 +1,212 @@
+/**
+ * Image caches on a whole host: pods of cached images start with the registry stopped, whatever form the image has and whoever tries to take
+ * it away, and bytes go when the last user does. One host for all; the cases build on each other in order.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { ARTIFACT_TYPE } from '../../../plugin/image/oci/media-types.ts';
+import { indexTars } from '../../support/converted-image.ts';
+import { Cri, readCriLog } from '../../support/cri.ts';
+import { createCache, type ShownCache, waitCache } from '../../support/image-caches.ts';
+import { LazyHost, SNAPSHOTTER } from '../../support/lazy-host.ts';
+import { buildImage, layerOfEntries, type PushedImage, pushImage } from '../../support/oci-image.ts';
+import { Scratch } from '../../support/scratch.ts';
+import { busyboxImage, busyboxLayer } from '../../support/small-images.ts';
+import { asArtifact } from '../../support/twin-image.ts';
+import { waitFor } from '../../support/wait.ts';
+import { filledBytes, lazyBusybox } from '../lazy/lazy-images.ts';
+
+/** More than a start reads. */
+const PAYLOAD_BYTES = 3_000_000;
+
+let scratch: Scratch;
+let host: LazyHost;
+let cri: Cri;
+let full: PushedImage;
+let twin: PushedImage;
+let ordinary: PushedImage;
+/** Digests of the blobs that the index-only twin's original layers are. */
+let first: ShownCache;
+let second: ShownCache;
+
+const config = (sleeps = false) => ({ cmd: ['/bin/sh', '-c', sleeps ? 'trap "exit 0" TERM; sleep 1000000 & wait' : 'cat /etc/kind'] });
+const kind = (name: string, seed: number) =>
+  layerOfEntries([
+    { name: 'etc/kind', content: `${name}\n` },
+    { name: 'payload', content: filledBytes(PAYLOAD_BYTES, seed) },
+  ]);
+
+/** An ordinary image, and its index-only twin under the tag that converters write. */
+async function pushTwins(): Promise<PushedImage> {
+  const layers = [await busyboxLayer(), await kind('twin', 2)];
+  const paths: string[] = [];
+  for (const [index, layer] of layers.entries()) {
+    paths.push(scratch.join(`twin${index}.tar`));
+    await writeFile(paths[index]!, layer.blob);
+  }
+  const base = buildImage(layers, config());
+  const converted = await indexTars(paths, { config: config(), stagingDirectory: scratch.join('twin-converted') });
+  await pushImage(host.registry, 'caches/twin', '1_accelerated', asArtifact(converted, ARTIFACT_TYPE.turbo, base));
+  return pushImage(host.registry, 'caches/twin', '1', base);
+}
+
+beforeAll(async () => {
+  scratch = await Scratch.create('caches');
+  host = await LazyHost.start();
+  cri = await Cri.connect(host.containerd.socket);
+  full = await pushImage(host.registry, 'caches/full', '1', await lazyBusybox(scratch, [await kind('full', 1)], config()));
+  twin = await pushTwins();
+  ordinary = await pushImage(
+    host.registry,
+    'caches/ordinary',
+    '1',
+    await busyboxImage({ config: config(), above: [await kind('ordinary', 3)] }),
+  );
+});
+
+afterAll(async () => {
+  await cri?.[Symbol.asyncDispose]();
+  await host?.[Symbol.asyncDispose]();
+  await scratch?.[Symbol.asyncDispose]();
+});
+
+const kinds = (): Record<string, PushedImage> => ({ full, twin, ordinary });
+
+/** The image as CRI knows it; what IfNotPresent asks. */
+async function known(reference: string): Promise<boolean> {
+  return (await cri.images('ImageStatus', { image: { image: reference } })).image !== undefined;
+}
+
+async function untilKnown(): Promise<void> {
+  for (const { reference } of Object.values(kinds())) {
+    await waitFor(() => known(reference), { what: `CRI to know ${reference}`, timeoutMs: 60_000, details: () => host.sidecar.logTail() });
+  }
+}
+
+/** Runs every cached image in a pod of its own, as kubelet does with IfNotPresent, and expects what it prints. */
+async function startAll(round: string): Promise<void> {
+  await untilKnown();
+  for (const [name, image] of Object.entries(kinds())) {
+    const pod = await cri.runPod(`${name}-${round}`);
+    const container = await cri.startContainer(pod, image.reference);
+    expect(await cri.waitExit(container.id), `${name} ${round}`).toMatchObject({ exitCode: 0 });
+    expect((await readCriLog(container.logPath)).map(({ text }) => text)).toEqual([name]);
+    await cri.removePod(pod.id);
+  }
+}
+
+async function forceCollection(): Promise<void> {
+  await host.containerd.ctr(['leases', 'create', '--id', 'collect'], { namespace: 'k8s.io' });
+  await host.containerd.ctr(['leases', 'delete', '--sync', 'collect'], { namespace: 'k8s.io' });
+}
+
+async function storeBytes(): Promise<{ usedBytes: number; diskBytes: number }> {
+  const { usedBytes } = JSON.parse(await host.sidecar.admin('GET', '/v1/store')) as { usedBytes: number };
+  const du = execFileSync('du', ['-s', '--block-size=1', join(host.sidecar.root, 'store')], { encoding: 'utf8' });
+  return { usedBytes, diskBytes: Number(du.split('\t')[0]) };
+}
+
+const blobFiles = (digest: string): string[] =>
+  execFileSync('find', [join(host.sidecar.root, 'store'), '-name', `${digest.slice('sha256:'.length)}.*`], { encoding: 'utf8' })
+    .split('\n')
+    .filter(Boolean);
+
+test('two caches become Ready, and the registry sends each blob once', async () => {
+  await cri.pullImage(`${host.registry.host}/test/pause:1`);
+  await host.registry.forget();
+  const made = [
+    await createCache(host.sidecar, { imageCacheName: 'first', images: [full.reference, twin.reference] }),
+    await createCache(host.sidecar, { imageCacheName: 'second', images: [ordinary.reference, full.reference] }),
+  ];
+  [first, second] = (await Promise.all(made.map(({ imageCacheId }) => waitCache(host.sidecar, imageCacheId, 'Ready')))) as [
+    ShownCache,
+    ShownCache,
+  ];
+  const layers = [...full.layers, ...twin.layers, ...ordinary.layers];
+  for (const { digest, sizeBytes } of layers) {
+    expect(await host.registry.blobBytesSent(digest), digest).toBeLessThanOrEqual(sizeBytes);
+  }
+});
+
+test('with the registry stopped, pods of all cached images start', async () => {
+  await host.registry.stop();
+  await startAll('offline');
+});
+
+test('containerd knows them as its own: records, labels, leases', async () => {
+  const { stdout } = await host.containerd.ctr(['images', 'ls'], { namespace: 'k8s.io' });
+  const line = stdout.split('\n').find((text) => text.startsWith(twin.reference));
+  expect(line).toContain('io.cri-containerd.image=managed');
+  expect(stdout).toContain(`${host.registry.host}/caches/twin@${twin.manifest.digest}`);
+  expect(stdout).toContain(full.config.digest);
+  const leases = (await host.containerd.ctr(['leases', 'ls'], { namespace: 'k8s.io' })).stdout;
+  for (const cache of [first, second]) expect(leases).toContain(cache.imageCacheId);
+});
+
+test('a forced collection, ctr images rm, RemoveImage and a restart of containerd take nothing away', async () => {
+  await forceCollection();
+  await startAll('collected');
+  for (const { reference } of Object.values(kinds())) {
+    await host.containerd.ctr(['images', 'rm', '--sync', reference], { namespace: 'k8s.io' });
+  }
+  await forceCollection();
+  await startAll('ctr-removed');
+  for (const { reference } of Object.values(kinds())) await cri.removeImage(reference);
+  await forceCollection();
+  await startAll('cri-removed');
+  await host.containerd.restart();
+  await forceCollection();
+  await startAll('restarted');
+});
+
+test('deleting a cache in use frees bytes when its last container has ended', async () => {
+  const originals = twin.layers.map(({ digest }) => digest);
+  const pod = await cri.runPod('user');
+  const container = await cri.startContainer(pod, twin.reference, {
+    command: ['/bin/sh', '-c', 'trap "exit 0" TERM; sleep 1000000 & wait'],
+  });
+  const before = await storeBytes();
+  await host.sidecar.admin('DELETE', `/v1/image-caches/${first.imageCacheId}`);
+  await forceCollection();
+  const script = 'wc -c < /payload; cat /etc/kind';
+  const { stdout } = await cri.exec(container.id, ['/bin/sh', '-c', script]);
+  expect(stdout).toBe(`${PAYLOAD_BYTES}\ntwin\n`);
+  expect(originals.every((digest) => blobFiles(digest).length > 0)).toBe(true);
+  // What the other cache has stays.
+  expect(await known(full.reference)).toBe(true);
+
+  await cri.removePod(pod.id);
+  await waitFor(() => originals.every((digest) => blobFiles(digest).length === 0), {
+    what: 'bytes of the deleted cache to go',
+    timeoutMs: 90_000,
+    details: () => host.sidecar.logTail(),
+  });
+  await waitFor(async () => !(await known(twin.reference)), { what: 'the image record to go', timeoutMs: 60_000 });
+  expect(full.layers.every(({ digest }) => blobFiles(digest).length > 0)).toBe(true);
+  const after = await storeBytes();
+  expect(after.usedBytes).toBeLessThan(before.usedBytes - PAYLOAD_BYTES);
+  expect(after.usedBytes).toBe(after.diskBytes);
+});
+
+test('with the last cache everything goes: leases, pins, records, unpacked layers', async () => {
+  await host.sidecar.admin('DELETE', `/v1/image-caches/${second.imageCacheId}`);
+  await waitFor(async () => !(await known(full.reference)) && !(await known(ordinary.reference)), {
+    what: 'image records to go',
+    timeoutMs: 60_000,
+  });
+  await waitFor(async () => !(await host.containerd.ctr(['leases', 'ls'], { namespace: 'k8s.io' })).stdout.includes('imc-'), {
+    what: 'leases to go',
+    timeoutMs: 60_000,
+  });
+  await forceCollection();
+  const { stdout } = await host.containerd.ctr(['snapshots', '--snapshotter', SNAPSHOTTER, 'ls'], { namespace: 'k8s.io' });
+  // The pause image, which CRI pulled itself, is all that is left.
+  expect(stdout.split('\n').filter((line) => line.includes('sha256:'))).toHaveLength(1);
+  expect(full.layers.flatMap(({ digest }) => blobFiles(digest))).toEqual([]);
+  expect(existsSync(join(host.sidecar.root, 'image-caches'))).toBe(true);
+  const { usedBytes, diskBytes } = await storeBytes();
+  expect(usedBytes).toBe(diskBytes);
+});
