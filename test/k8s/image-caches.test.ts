@@ -3,7 +3,7 @@
  * registry may be away where a cache holds the image, and failures stand in the pod's events. Rows R42 – R47, R105 – R113, R137 – R153.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { createCache, listCaches, waitAutomaticCache, waitCache } from '../support/image-caches.ts';
+import { createCache, type ExplainedPod, explainPod, listCaches, waitAutomaticCache, waitCache } from '../support/image-caches.ts';
 import type { KubeEvent } from '../support/kube-api.ts';
 import { KubeHost } from '../support/kube-host.ts';
 import { layerOfEntries, pushImage } from '../support/oci-image.ts';
@@ -95,6 +95,9 @@ describe('pods steer image caches', () => {
     });
     const { logs } = await node.finished(name);
     expect(logs).toEqual(['static\n']);
+    const [explained] = await explainedPods(name);
+    expect(explained).toMatchObject({ imagesFrom: 'manifest', rules: { inForce: 'pin' } });
+    expect(explained?.decisions).toMatchObject([{ image: reference, decision: 'pinned-cache', imageCacheId: cache, outcome: 'cache' }]);
     await node.removeStaticPod('static');
   });
 
@@ -159,35 +162,44 @@ describe('pods steer image caches', () => {
     const hit = await node.runPod('perfect-hit', { annotations, labels: OPT_IN, imagePullPolicy: 'Always', containers });
     expect(hit.logs).toEqual(['perfect-half\n', 'perfect-other\n']);
     expect(await matchesOf('perfect-half')).toBe(0);
-    expect((await matchesOf(both.imageCacheName)) > 0).toBe(true);
+    const explained = await explainPod(node.host.sidecar, hit.pod.uid);
+    expect(explained).toMatchObject({ imagesFrom: 'api-server', rules: { inForce: 'perfect-match' } });
+    const served = { decision: 'matched-cache', imageCacheId: both.imageCacheId, outcome: 'cache' };
+    expect(explained.decisions).toHaveLength(2);
+    expect(explained.decisions).toMatchObject([served, served]);
   });
 
   it('takes a cache with as many images as imc-match-count-request says, and pulls the others', async () => {
     const [held, other] = [await image('count-held'), await image('count-other')];
-    await readyCache('count-held', [held]);
+    const cache = await readyCache('count-held', [held]);
     const containers = [{ image: held }, { image: other }];
     await node.host.registry.forget();
-    const { logs } = await node.runPod('count-one', {
+    const { logs, pod } = await node.runPod('count-one', {
       annotations: { [COUNT]: '1' },
       labels: OPT_IN,
       imagePullPolicy: 'Always',
       containers,
     });
     expect(logs).toEqual(['count-held\n', 'count-other\n']);
-    expect(await matchesOf('count-held')).toBeGreaterThan(0);
+    const { rules, decisions } = await explainPod(node.host.sidecar, pod.uid);
+    expect(rules.inForce).toBe('match-count');
+    expect(decisions.find((one) => one.image === held)).toMatchObject({ decision: 'matched-cache', imageCacheId: cache, outcome: 'cache' });
+    expect(decisions.find((one) => one.image === other)).toMatchObject({ decision: 'pull' });
     expect((await fetched()).some((line) => line.startsWith('GET') && line.includes('/test/count-other/'))).toBe(true);
   });
 
   it('sets a cache with fewer images than imc-match-count-request aside', async () => {
     const [held, other] = [await image('few-held'), await image('few-other')];
     await readyCache('few-held', [held]);
-    await node.runPod('few', {
+    const { pod } = await node.runPod('few', {
       annotations: { [COUNT]: '2' },
       labels: OPT_IN,
       imagePullPolicy: 'Always',
       containers: [{ image: held }, { image: other }],
     });
     expect(await matchesOf('few-held')).toBe(0);
+    const { decisions } = await explainPod(node.host.sidecar, pod.uid);
+    expect(decisions.map(({ decision }) => decision)).toEqual(['pull', 'pull']);
   });
 
   it('starts a pod whose annotations cannot be understood as if they were absent', async () => {
@@ -211,6 +223,12 @@ describe('pods steer image caches', () => {
     expect((await listCaches(node.host.sidecar)).flatMap(({ images }) => images.map((one) => one.reference))).not.toContain(reference);
     await node.api.deletePod(node.namespace, 'edited');
   });
+
+  /** What the product knows of pods of this name. */
+  async function explainedPods(name: string): Promise<ExplainedPod[]> {
+    const answer = JSON.parse(await node.host.sidecar.admin('GET', '/v1/pods')) as { pods: (ExplainedPod & { name: string })[] };
+    return answer.pods.filter((pod) => pod.name === name);
+  }
 
   async function matchesOf(imageCacheName: string): Promise<number> {
     const cache = (await listCaches(node.host.sidecar)).find((one) => one.imageCacheName === imageCacheName);

@@ -62,3 +62,14 @@ export async function waitAutomaticCache(sidecar: Sidecar, images: readonly stri
   });
   return waitCache(sidecar, cache.imageCacheId, 'Ready', timeoutMs);
 }
+
+/** What the product decided for a pod, as `obdctl pod explain` shows it. */
+export interface ExplainedPod {
+  imagesFrom: string;
+  rules: { inForce: string };
+  decisions: { image: string; decision: string; imageCacheId: string | null; outcome: string | null; reasons: string[] }[];
+}
+
+export async function explainPod(sidecar: Sidecar, uid: string): Promise<ExplainedPod> {
+  return JSON.parse(await sidecar.admin('GET', `/v1/pods/${uid}`)) as ExplainedPod;
+}

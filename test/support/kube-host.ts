@@ -4,7 +4,6 @@
  */
 import { randomBytes } from 'node:crypto';
 import { rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import { Cri } from './cri.ts';
 import type { DockerRegistryOptions } from './docker-registry.ts';
 import type { KubeApi, KubeObject, KubePod } from './kube-api.ts';
@@ -91,7 +90,7 @@ export class KubeHost implements AsyncDisposable {
         nodeName,
         kubeconfig: await server.kubeconfig(nodeUser),
         runtimeSocket: host.containerd.socket,
-        ...(options.imageService === 'sidecar' ? { imageSocket: join(host.sidecar.run, 'cri.sock') } : {}),
+        ...(options.imageService === 'sidecar' ? { imageSocket: host.sidecar.criSocket } : {}),
         manifestsDir: manifests.path,
         namespaces: [namespace],
       }),
