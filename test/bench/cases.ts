@@ -2,6 +2,7 @@
 import os from 'node:os';
 import type { Command } from 'commander';
 import { bytes } from './cases/bytes.ts';
+import { cached } from './cases/cached.ts';
 import { compression } from './cases/compression.ts';
 import { control } from './cases/control.ts';
 import { convert } from './cases/convert.ts';
@@ -13,7 +14,7 @@ import type { BenchCase } from './harness/bench-case.ts';
 import { printTable, record } from './harness/report.ts';
 import { saveResult } from './results.ts';
 
-const CASES: readonly BenchCase[] = [start, device, misses, bytes, control, footprint, convert, compression];
+const CASES: readonly BenchCase[] = [start, cached, device, misses, bytes, control, footprint, convert, compression];
 
 async function runCase(bench: BenchCase, options: { rounds?: string; record?: boolean }): Promise<void> {
   const rounds = options.rounds === undefined ? bench.rounds : Number(options.rounds);
