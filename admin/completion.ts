@@ -33,13 +33,14 @@ ${cases}
   printf '%s' "$words"
 }
 _obdctl() {
-  local current="\${COMP_WORDS[COMP_CWORD]}" previous="\${COMP_WORDS[COMP_CWORD-1]}" path='obdctl' i found
+  local current="\${COMP_WORDS[COMP_CWORD]}" previous="\${COMP_WORDS[COMP_CWORD-1]}" path='obdctl' i found word
   for ((i = 1; i < COMP_CWORD; i++)); do
     if [ -n "$(_obdctl_words "$path \${COMP_WORDS[i]}")" ] && [[ "\${COMP_WORDS[i]}" != -* ]]; then path="$path \${COMP_WORDS[i]}"; fi
   done
   found="$(_obdctl_words "$path $previous")"
   if [ -z "$found" ] || [[ "$previous" != -* ]]; then found="$(_obdctl_words "$path")"; fi
-  COMPREPLY=($(compgen -W "$found" -- "$current"))
+  COMPREPLY=()
+  for word in $found; do case "$word" in "$current"*) COMPREPLY+=("$word") ;; esac; done
   # A path or a name: let the shell complete files.
   if [ \${#COMPREPLY[@]} -eq 0 ]; then COMPREPLY=($(compgen -f -- "$current")); fi
 }
