@@ -79,19 +79,39 @@ export class Child {
 
   start(): void {
     this.isWanted = true;
-    const { name, log, socketFd } = this.options;
-    const { program, args } = this.options.command();
-    const child = spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit', 'ipc', socketFd ?? 'ignore'] });
-    if (child.pid !== undefined) setNiceness(child.pid, this.options.niceness, log);
-    this.process = child;
+    const { name, log } = this.options;
     this.isReady = false;
     this.isKilledByUs = false;
     this.startedAtMs = performance.now();
     this.lastHeardMs = this.startedAtMs;
+    const child = this.spawn();
+    this.process = child;
+    if (child === undefined) {
+      this.ended(undefined, null, null);
+      return;
+    }
     child.on('message', (message) => this.receive(child, message as ToKeeper));
-    child.on('error', (err) => log.error({ err, child: name }, 'child could not be started or told'));
+    child.on('error', (err) => {
+      log.error({ err, child: name }, 'child could not be started or told');
+      // One that never ran does not exit either.
+      if (child.pid === undefined) this.ended(child, null, null);
+    });
     child.once('exit', (code, signal) => this.ended(child, code, signal));
+    if (child.pid === undefined) return;
+    setNiceness(child.pid, this.options.niceness, log);
     log.info({ child: name, pid: child.pid }, 'child started');
+  }
+
+  /** Undefined when it cannot even be tried: an upgrade is half done, or the kernel has no memory. The keeper must outlive that. */
+  private spawn(): ChildProcess | undefined {
+    const { name, log, socketFd, command } = this.options;
+    try {
+      const { program, args } = command();
+      return spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit', 'ipc', socketFd ?? 'ignore'] });
+    } catch (err) {
+      log.error({ err, child: name }, 'child could not be started');
+      return undefined;
+    }
   }
 
   /** Ends the child for good, in order; killed if it takes longer than `limitMs`. */
@@ -154,13 +174,14 @@ export class Child {
     if (child.connected) child.send({ op: 'ping', id: ++this.pingId } satisfies FromKeeper);
   }
 
-  private ended(child: ChildProcess, code: number | null, signal: NodeJS.Signals | null): void {
+  private ended(child: ChildProcess | undefined, code: number | null, signal: NodeJS.Signals | null): void {
     if (child !== this.process) return;
+    this.process = undefined;
     const wasReady = this.isReady;
     this.isReady = false;
     if (!wasReady && (signal !== 'SIGKILL' || this.isKilledByUs)) this.failedStarts += 1;
     const livedMs = performance.now() - this.startedAtMs;
-    this.options.log.warn({ child: this.options.name, pid: child.pid, code, signal, livedMs: Math.round(livedMs) }, 'child ended');
+    this.options.log.warn({ child: this.options.name, pid: child?.pid, code, signal, livedMs: Math.round(livedMs) }, 'child ended');
     this.options.onExit?.();
     if (!this.isWanted) return;
     const wasKilled = signal === 'SIGKILL' && !this.isKilledByUs;

@@ -40,6 +40,31 @@ function keep(program: string, startLimitsMs: readonly [number, ...number[]] = [
 }
 
 describe('a child', () => {
+  test('whose program is missing, or cannot be named, is tried again until it is there', async () => {
+    const script = join(directory, 'program.cjs');
+    writeFileSync(script, READY);
+    const programs = [
+      () => join(directory, 'missing'),
+      () => {
+        throw new Error('the link is being moved');
+      },
+      () => process.execPath,
+    ];
+    let starts = 0;
+    child = new Child({
+      name: 'child',
+      command: () => ({ program: programs[Math.min(starts++, 2)]!(), args: [script] }),
+      startLimitsMs: [5000],
+      niceness: 0,
+      log: silentLogger,
+      onReady: () => undefined,
+      onRequest: () => undefined,
+    });
+    child.start();
+    await waitFor(() => child!.ready, { what: 'the third start', timeoutMs: 10_000 });
+    expect(starts).toBe(3);
+  });
+
   test('runs with the priority that it was given', async () => {
     const pids = keep(READY);
     await waitFor(() => child!.ready, { what: 'the first start' });
