@@ -2,58 +2,24 @@
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { afterEach, expect, test } from 'vitest';
 import { type Digest, sha256 } from '../../../../../plugin/base/digest.ts';
-import { ProgressCounter } from '../../../../../plugin/convert/publish/progress.ts';
 import { publishAccelerated } from '../../../../../plugin/convert/publish/publish.ts';
-import type { PublishContext } from '../../../../../plugin/convert/publish/publish-manifest.ts';
-import { convertRequestSchema } from '../../../../../plugin/convert/publish/request.ts';
 import { ARTIFACT_TYPE, MEDIA_TYPE } from '../../../../../plugin/image/oci/media-types.ts';
-import { type FaultRegistry, type FaultRegistryOptions, startFaultRegistry } from '../../../../support/fault-registry.ts';
-import { MemoryLedger } from '../../../../support/memory-ledger.ts';
-import { buildImage, type Image, type Layer } from '../../../../support/oci-image.ts';
+import type { FaultRegistryOptions } from '../../../../support/fault-registry.ts';
+import { buildImage, type Layer } from '../../../../support/oci-image.ts';
 import { failureOf, testClient } from '../../../../support/registry-client.ts';
-import { Scratch } from '../../../../support/scratch.ts';
 import { tarOf } from '../../../../support/tar.ts';
+import { manifestOf, type PublishBench, REPOSITORY, reads, startPublishBench, store } from './publish-bench.ts';
 
-const REPOSITORY = 'team/app';
-const cleanUps: (() => Promise<void> | void)[] = [];
+const benches: PublishBench[] = [];
 afterEach(async () => {
-  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+  for (const bench of benches.splice(0)) await bench[Symbol.asyncDispose]();
 });
 
-interface Bench {
-  registry: FaultRegistry;
-  lines: string[];
-  context(request?: object): PublishContext;
-}
-
-async function start(options: FaultRegistryOptions = {}): Promise<Bench> {
-  const registry = await startFaultRegistry(options);
-  cleanUps.push(() => registry.stop());
-  const client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
-  cleanUps.push(() => client.close());
-  const scratch = await Scratch.create('publish-index');
-  cleanUps.push(() => scratch[Symbol.asyncDispose]());
-  const ledger = new MemoryLedger();
-  const lines: string[] = [];
-  return {
-    registry,
-    lines,
-    context: (request = {}) => {
-      lines.length = 0;
-      return {
-        client,
-        repository: { host: registry.host, repository: REPOSITORY },
-        request: convertRequestSchema.parse({ mode: 'index-only', ...request }),
-        ledger: ledger.of(REPOSITORY),
-        stagingDirectory: scratch.path,
-        threads: 1,
-        maxLayerBytes: 1e9,
-        signal: new AbortController().signal,
-        log: (line) => lines.push(line),
-        progress: new ProgressCounter(() => {}),
-      };
-    },
-  };
+async function start(options: FaultRegistryOptions = {}) {
+  const bench = await startPublishBench(options, { mode: 'index-only' });
+  benches.push(bench);
+  const { registry, lines } = bench;
+  return { registry, lines, context: (request: object = {}) => bench.context(undefined, request) };
 }
 
 async function layer(
@@ -69,18 +35,6 @@ async function layer(
   const blob = pack(tar);
   return { mediaType, digest: sha256(blob), sizeBytes: blob.length, diffId: sha256(tar), blob };
 }
-
-function store(registry: FaultRegistry, image: Image, tag: string): Digest {
-  for (const { blob } of image.layers) registry.addBlob(blob as Buffer);
-  registry.addBlob(image.config.bytes);
-  return registry.api.storeManifest(REPOSITORY, tag, image.manifest.bytes, image.manifest.mediaType);
-}
-
-const reads = (registry: FaultRegistry, image: Image): number =>
-  registry.log.filter((e) => e.method === 'GET' && image.layers.some((l) => e.url.endsWith(`/blobs/${l.digest}`))).length;
-// biome-ignore lint/suspicious/noExplicitAny: documents are looked at as JSON
-const manifestOf = (registry: FaultRegistry, digest: Digest): any =>
-  JSON.parse(registry.api.manifests.get(`${REPOSITORY}@${digest}`)!.bytes.toString());
 
 test('an image gets its index beside it: documents as the reference writes them; again it sends and reads nothing', async () => {
   const { registry, context, lines } = await start();
@@ -187,8 +141,7 @@ test.each([
     const index = manifestOf(registry, result.targetDigest);
     expect(index).toMatchObject({ mediaType: MEDIA_TYPE.ociIndex, artifactType: ARTIFACT_TYPE.turbo, subject: { digest: source } });
     expect(index.manifests.map((entry: { platform: object }) => entry.platform)).toEqual(manifests.map(({ platform }) => platform));
-    const client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
-    cleanUps.push(() => client.close());
+    await using client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
     const twins: Digest[] = [result.targetDigest, ...index.manifests.map((entry: { digest: Digest }) => entry.digest)];
     for (const [i, subject] of [source, ...images.map((image) => image.manifest.digest)].entries()) {
       const listed = await client.listReferrers({ host: registry.host, repository: REPOSITORY }, subject, {

@@ -1,65 +1,23 @@
 /** Publication against a registry in memory: what is pushed and in which order, what is used again, and that failures publish nothing. */
 import { gzipSync } from 'node:zlib';
 import { afterEach, expect, test } from 'vitest';
-import type { Digest } from '../../../../../plugin/base/digest.ts';
 import { sha256 } from '../../../../../plugin/base/digest.ts';
-import { ProgressCounter } from '../../../../../plugin/convert/publish/progress.ts';
 import { publishAccelerated } from '../../../../../plugin/convert/publish/publish.ts';
-import type { PublishContext } from '../../../../../plugin/convert/publish/publish-manifest.ts';
-import { convertRequestSchema } from '../../../../../plugin/convert/publish/request.ts';
 import { ARTIFACT_TYPE, MEDIA_TYPE } from '../../../../../plugin/image/oci/media-types.ts';
-import { type FaultRegistry, type FaultRegistryOptions, startFaultRegistry } from '../../../../support/fault-registry.ts';
-import { MemoryLedger } from '../../../../support/memory-ledger.ts';
+import type { FaultRegistry, FaultRegistryOptions } from '../../../../support/fault-registry.ts';
 import { buildImage, type Image, layerOfEntries } from '../../../../support/oci-image.ts';
-import { failureOf, testClient } from '../../../../support/registry-client.ts';
-import { Scratch } from '../../../../support/scratch.ts';
+import { failureOf } from '../../../../support/registry-client.ts';
+import { manifestOf, type PublishBench, REPOSITORY, reads, startPublishBench, store } from './publish-bench.ts';
 
-const REPOSITORY = 'team/app';
-const cleanUps: (() => Promise<void> | void)[] = [];
+const cleanUps: (() => PromiseLike<void> | void)[] = [];
 afterEach(async () => {
   for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
 });
 
-interface Bench {
-  registry: FaultRegistry;
-  ledger: MemoryLedger;
-  lines: string[];
-  counter: () => ProgressCounter['current'];
-  context(repository?: string, request?: object, signal?: AbortSignal): PublishContext;
-}
-
-async function start(options: FaultRegistryOptions = {}): Promise<Bench> {
-  const registry = await startFaultRegistry(options);
-  cleanUps.push(() => registry.stop());
-  const client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
-  cleanUps.push(() => client.close());
-  const scratch = await Scratch.create('publish');
-  cleanUps.push(() => scratch[Symbol.asyncDispose]());
-  const ledger = new MemoryLedger();
-  const lines: string[] = [];
-  let counter = new ProgressCounter(() => {});
-  return {
-    registry,
-    ledger,
-    lines,
-    counter: () => counter.current,
-    context: (repository = REPOSITORY, request = {}, signal = new AbortController().signal) => {
-      lines.length = 0;
-      counter = new ProgressCounter(() => {});
-      return {
-        client,
-        repository: { host: registry.host, repository },
-        request: convertRequestSchema.parse(request),
-        ledger: ledger.of(repository),
-        stagingDirectory: scratch.path,
-        threads: 1,
-        maxLayerBytes: 1e9,
-        signal,
-        log: (line) => lines.push(line),
-        progress: counter,
-      };
-    },
-  };
+async function start(options: FaultRegistryOptions = {}): Promise<PublishBench> {
+  const bench = await startPublishBench(options);
+  cleanUps.push(() => bench[Symbol.asyncDispose]());
+  return bench;
 }
 
 const layer = (name: string, size = 10_000) =>
@@ -67,19 +25,8 @@ const layer = (name: string, size = 10_000) =>
     gzip: true,
   });
 
-function store(registry: FaultRegistry, image: Image, tag: string | undefined, repository = REPOSITORY): Digest {
-  for (const { blob } of image.layers) registry.addBlob(blob as Buffer);
-  registry.addBlob(image.config.bytes);
-  return registry.api.storeManifest(repository, tag, image.manifest.bytes, image.manifest.mediaType);
-}
-
 const uploads = (registry: FaultRegistry): number =>
   registry.log.filter((e) => e.method === 'PUT' && e.url.includes('/blobs/uploads')).length;
-const reads = (registry: FaultRegistry, image: Image): number =>
-  registry.log.filter((e) => e.method === 'GET' && image.layers.some((l) => e.url.endsWith(`/blobs/${l.digest}`))).length;
-// biome-ignore lint/suspicious/noExplicitAny: documents are looked at as JSON
-const manifestOf = (registry: FaultRegistry, digest: Digest, repository = REPOSITORY): any =>
-  JSON.parse(registry.api.manifests.get(`${repository}@${digest}`)!.bytes.toString());
 
 test('an image gets its twin beside it: documents as the reference writes them, the tag last, the original untouched', async () => {
   const { registry, context, counter } = await start();
