@@ -188,18 +188,27 @@ export class ContainerdImageStore implements ImageStore {
     const fetchLayer = async ({ digest, sizeBytes }: Question): Promise<FilledBlob> => {
       const blob: BlobSource = { digest, sizeBytes, repositories: [{ host, repository }] };
       staged.set(digest, blob);
+      const stagedBytes = bytesOf([...staged.values()]);
+      if (stagedBytes > reservationBytes) throw tooLarge(image.reference, stagedBytes, reservationBytes);
       await blobs.pin(build.owner, [...staged.values()], signal);
       // Half of the work is fetching, the other unpacking.
       const onBytes = (_: string, bytes: number): void => progress.set(`layer ${digest}`, Math.floor(bytes / 2));
       const [filled] = await fillBlobs(blobs, { owner: build.owner, blobs: [blob], access, signal, onBytes }, logger);
       return filled!;
     };
+    let hereCount = 0;
     const onLayer = ({ digest, sizeBytes, how }: { digest: string; sizeBytes: number; how: string }): void => {
       if (how !== 'lazy') progress.set(`layer ${digest}`, sizeBytes);
-      if (how === 'here') onNote({ type: 'Normal', reason: 'Reused', message: `layer ${digest} of ${image.reference} is here already` });
+      if (how === 'here') hereCount += 1;
     };
     const name = `${workerName}-${shortOf(image)}`;
-    return makeImage({ name, limits, deadlineMs: creationDeadlineMs, signal, work, fetchLayer, onLayer }, { cgroups, logger });
+    const attempt = { name, limits, deadlineMs: creationDeadlineMs, signal, work, fetchLayer, onLayer };
+    const made = await makeImage(attempt, { cgroups, logger });
+    if (hereCount > 0) {
+      const message = `${hereCount} of ${image.layers.length} snapshots of ${image.reference} are here already`;
+      onNote({ type: 'Normal', reason: 'Reused', message });
+    }
+    return made;
   }
 
   private async planAgain(image: ResolvedImage, access: ImageAccess, signal: AbortSignal): Promise<void> {
