@@ -58,10 +58,10 @@ export class Admission {
     for (;;) {
       const pool = this.parts.catalogue.ofOwner(owner);
       if (pool.length < max) return;
-      const [victim] = await this.idle(
-        pool.filter((record) => mayGiveWay(record) && !isBuilding(record)),
-        signal,
-      );
+      // A failed automatic cache holds nothing and helps nobody.
+      const failed = owner === 'system' ? pool.filter((record) => record.status === 'Failed') : [];
+      const candidates = failed.length > 0 ? failed : pool.filter((record) => mayGiveWay(record) && !isBuilding(record));
+      const [victim] = await this.idle(candidates, signal);
       if (victim === undefined) throw this.tooMany(owner, pool.length, max);
       await this.parts.remove(victim.id, `the quota of ${max} ${owner === 'user' ? 'manual' : 'automatic'} caches is reached`);
     }

@@ -1,4 +1,4 @@
-/** What clients change: creation, update, automatic creation. Each is checked, then durable, then begun. Ours. */
+/** What clients change: creation and update. Each is checked, then durable, then begun. Ours. */
 import type { AppError } from '../base/errors.ts';
 import { parseReference } from '../registry/reference.ts';
 import type { Admission } from './admission.ts';
@@ -6,17 +6,10 @@ import { type CacheRecord, heldImage } from './cache-record.ts';
 import type { Catalogue, NewEvent } from './catalogue.ts';
 import type { ClientTokens } from './client-tokens.ts';
 import type { ImageStore } from './image-store.ts';
-import { automaticCache, refuseReservedName, refuseSameImages, userCache } from './new-cache.ts';
-import {
-  AUTOMATIC_PREFIX,
-  autoCreateRequestSchema,
-  clientTokenSchema,
-  createCacheRequestSchema,
-  MAX_CACHE_IMAGES,
-  updateCacheRequestSchema,
-} from './requests.ts';
+import { refuseReservedName, refuseSameImages, userCache } from './new-cache.ts';
+import { clientTokenSchema, createCacheRequestSchema, updateCacheRequestSchema } from './requests.ts';
 import type { Secrets } from './secrets.ts';
-import type { AutoCreateRequest, CreateCacheRequest, UpdateCacheRequest } from './types.ts';
+import type { CreateCacheRequest, UpdateCacheRequest } from './types.ts';
 import { planUpdate } from './update-plan.ts';
 import { cacheError, checkRequest } from './validation.ts';
 
@@ -32,8 +25,6 @@ export interface ChangesParts {
   readonly signal: AbortSignal;
   /** GiB */
   readonly defaultSize: number;
-  /** GiB */
-  readonly podEphemeralSize: number;
   /** Work is to be done. */
   poke(): void;
 }
@@ -59,7 +50,7 @@ export class Changes {
     checkToken(clientToken, op);
     refuseReservedName(request.imageCacheName, op);
     refuseSameImages(request.images, op);
-    const { admission, tokens, catalogue, secrets, defaultSize } = this.parts;
+    const { admission, tokens, catalogue, secrets, defaultSize, poke } = this.parts;
     return admission.exclusive(async () => {
       const known = tokens.find('create', clientToken, request);
       if (known !== undefined) return known;
@@ -70,9 +61,11 @@ export class Changes {
       }
       await admission.roomForOne('user');
       const record = userCache(request, defaultSize, secrets.seal(request.imageRegistryCredentials), catalogue.time.nowUs());
-      this.insert(record, `${request.images.length} images, ${record.sizeGib} GiB`, () =>
+      const message = `${request.images.length} images, ${record.sizeGib} GiB`;
+      catalogue.insert(record, { type: 'Normal', reason: 'Accepted', message }, () =>
         tokens.add('create', clientToken, request, record.id),
       );
+      poke();
       return record.id;
     });
   }
@@ -98,42 +91,6 @@ export class Changes {
     this.parts.poke();
   }
 
-  /** The automatic cache of a sandbox: made, added to, one that holds the same already, or as it is. Resolves with its id. */
-  async autoCreate(raw: AutoCreateRequest): Promise<string> {
-    const op = 'create automatic image cache';
-    const request = checkRequest(autoCreateRequestSchema, raw, op);
-    const { admission, catalogue, secrets, podEphemeralSize } = this.parts;
-    const images = [...new Map(request.images.map((reference) => [heldImage(reference).canonicalReference, reference])).values()];
-    if (images.length > MAX_CACHE_IMAGES) throw tooManyImages(request.sandboxId, images.length, op);
-    return admission.exclusive(async () => {
-      const own = catalogue.named(AUTOMATIC_PREFIX + request.sandboxId);
-      if (own !== undefined) {
-        this.addImages(own, images, op);
-        return own.id;
-      }
-      // Pods of one deployment miss together; one cache is enough for them.
-      const same = catalogue.ofOwner('system').find((record) => record.status !== 'Failed' && holdsAll(record, images));
-      if (same !== undefined) return same.id;
-      await admission.roomForOne('system');
-      const sizeGib = podEphemeralSize + (request.extraEphemeralStorage ?? 0);
-      const credentials = secrets.seal(request.credentials ?? []);
-      const { sandboxId, plainHttpRegistry = [], insecureRegistry = [] } = request;
-      const record = automaticCache(
-        { sandboxId, images, plainHttpRegistry, insecureRegistry },
-        sizeGib,
-        credentials,
-        catalogue.time.nowUs(),
-      );
-      this.insert(record, `for sandbox ${sandboxId}: ${images.length} images, ${sizeGib} GiB`);
-      return record.id;
-    });
-  }
-
-  private insert(record: CacheRecord, what: string, beside: () => void = () => {}): void {
-    this.parts.catalogue.insert(record, { type: 'Normal', reason: 'Accepted', message: what }, beside);
-    this.parts.poke();
-  }
-
   private async applyUpdate(
     id: string,
     patch: UpdateCacheRequest,
@@ -143,7 +100,7 @@ export class Changes {
   ): Promise<void> {
     const { catalogue, secrets } = this.parts;
     const seen = this.updatable(id, op);
-    const plan = planUpdate(seen, patch, secrets.open(seen));
+    const plan = planUpdate(seen, patch, secrets.known(seen));
     let { rebuild } = plan;
     if (rebuild === undefined && plan.mayHaveMoved && (await this.hasMoved(seen))) {
       rebuild = { pending: seen.images.map((image) => heldImage(image.reference)), pendingSizeGib: null };
@@ -199,29 +156,6 @@ export class Changes {
     return false;
   }
 
-  private addImages(record: CacheRecord, references: readonly string[], op: string): void {
-    if (record.status === 'Failed' || holdsAll(record, references)) return;
-    const { catalogue } = this.parts;
-    const isUpdate = record.status !== 'Preparing' && record.status !== 'Creating';
-    const present = isUpdate ? (record.pending ?? record.images) : record.images;
-    const known = new Set(present.map((image) => image.canonicalReference));
-    const added = references.map((reference) => heldImage(reference)).filter((image) => !known.has(image.canonicalReference));
-    const images = [...present, ...added];
-    if (images.length > MAX_CACHE_IMAGES) throw tooManyImages(record.name, images.length, op);
-    const event: NewEvent = { type: 'Normal', reason: 'ImagesAdded', message: added.map((image) => image.reference).join(', ') };
-    const begins = record.status === 'Ready' || record.status === 'UpdateFailed';
-    const nowUs = catalogue.time.nowUs();
-    catalogue.change(
-      record.id,
-      {
-        ...(isUpdate ? { pending: images } : { images }),
-        ...(begins ? { status: 'Updating', progress: 0, attempts: 0, workSinceUs: nowUs, failure: null } : {}),
-      },
-      [event],
-    );
-    this.parts.poke();
-  }
-
   private refuseTakenName(name: string, op: string): void {
     const holder = this.parts.catalogue.named(name);
     if (holder === undefined) return;
@@ -240,16 +174,6 @@ export class Changes {
         : `its version is ${version}, not ${wanted}: it was changed meanwhile`;
     return cacheError('OperationConflict', { op, subject: id, what, details: { version } });
   }
-}
-
-function holdsAll(record: CacheRecord, references: readonly string[]): boolean {
-  const held = new Set([...record.images, ...(record.pending ?? [])].map((image) => image.canonicalReference));
-  return references.every((reference) => held.has(heldImage(reference).canonicalReference));
-}
-
-function tooManyImages(subject: string, count: number, op: string): AppError {
-  const what = `images: ${count} different ones of one pod, more than ${MAX_CACHE_IMAGES}`;
-  return cacheError('InvalidParameter', { op, subject, what, details: { field: 'images' } });
 }
 
 function checkToken(token: string | undefined, op: string): void {

@@ -1,6 +1,7 @@
 /** Credentials of caches: sealed before they reach the database, opened for the registry alone. Ours. */
 import { createHmac } from 'node:crypto';
 import { z } from 'zod';
+import { isAppError } from '../base/errors.ts';
 import { seal, unseal } from '../registry/vault/sealing.ts';
 import type { CacheRecord } from './cache-record.ts';
 import type { ImageAccess } from './image-store.ts';
@@ -27,6 +28,16 @@ export class Secrets {
     return listSchema.parse(JSON.parse(unseal(this.key, credentials, `credentials of ${id}`).toString()));
   }
 
+  /** As {@link open}; none when the key that sealed them is lost. */
+  known(record: Pick<CacheRecord, 'id' | 'credentials'>): ImageRegistryCredential[] {
+    try {
+      return this.open(record);
+    } catch (error) {
+      if (!isAppError(error, 'DataLoss')) throw error;
+      return [];
+    }
+  }
+
   /** Equal for equal requests; says nothing of what is in them. */
   hash(request: unknown): string {
     return createHmac('sha256', this.key).update(JSON.stringify(request)).digest('base64url');
@@ -46,7 +57,7 @@ export class Secrets {
   /** The text without any password of the cache: what a registry answers may repeat what it was sent. */
   scrub(record: CacheRecord, text: string): string {
     let clean = text;
-    for (const { userName, password } of this.open(record)) {
+    for (const { userName, password } of this.known(record)) {
       for (const secret of [password, Buffer.from(`${userName}:${password}`).toString('base64')])
         clean = clean.replaceAll(secret, '[removed]');
     }

@@ -13,6 +13,7 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { type AppError, describeError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { Admission } from './admission.ts';
+import { AutomaticCaches } from './automatic.ts';
 import { CacheTime } from './cache-time.ts';
 import { Catalogue, notFound } from './catalogue.ts';
 import { type ChangeOptions, Changes } from './changes.ts';
@@ -88,6 +89,7 @@ class Service implements CacheService {
   private readonly nodeEvents: EventStore;
   private readonly catalogue: Catalogue;
   private readonly admission: Admission;
+  private readonly automatic: AutomaticCaches;
   private readonly changes: Changes;
   private readonly queue: CreationQueue;
   private readonly releaser: Releaser;
@@ -119,8 +121,9 @@ class Service implements CacheService {
     this.queue = new CreationQueue({ catalogue, store, secrets, admission, releaser, clock: this.clock, logger, concurrency, deadlineMs });
     this.sweeper = new Sweeper({ catalogue, cacheStore, store, releaser, logger, signal, isBusy, remove });
     this.verifier = new Verifier({ catalogue, store, logger, signal, isBusy, poke });
+    this.automatic = new AutomaticCaches({ catalogue, admission, secrets, podEphemeralSize, remove, poke });
     this.changes = new Changes({
-      ...{ catalogue, admission, secrets, store, signal, defaultSize, podEphemeralSize, poke },
+      ...{ catalogue, admission, secrets, store, signal, defaultSize, poke },
       tokens: new ClientTokens(cacheStore, time, secrets),
     });
   }
@@ -154,7 +157,7 @@ class Service implements CacheService {
 
   async autoCreate(request: AutoCreateRequest): Promise<ImageCache> {
     this.refuseWhenStopping();
-    return this.catalogue.view(await this.changes.autoCreate(request));
+    return this.catalogue.view(await this.automatic.ensure(request));
   }
 
   async delete(id: string): Promise<void> {

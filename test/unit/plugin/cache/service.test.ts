@@ -325,7 +325,8 @@ test('the automatic cache of a pod: named after it, shared by pods of equal imag
   const { service } = caches;
   const first = await service.autoCreate({ sandboxId: 'pod-a', images: [refOf(1), refOf(1)], extraEphemeralStorage: 10 });
   expect(first).toMatchObject({ imageCacheName: 'auto-create-for-pod-a', owner: 'system', imageCacheSize: 40, sandboxId: 'pod-a' });
-  expect((await service.autoCreate({ sandboxId: 'pod-b', images: [refOf(1)] })).imageCacheId).toBe(first.imageCacheId);
+  const beside = { sandboxId: 'pod-b', images: [refOf(1)], extraEphemeralStorage: 10 };
+  expect((await service.autoCreate(beside)).imageCacheId).toBe(first.imageCacheId);
   // While it is being created, and after it: one more image of the same pod.
   caches.node.hold();
   await caches.settle();
@@ -449,4 +450,59 @@ test('the 50 newest events are kept, and equal ones in a row are one with a coun
   expect(events).toHaveLength(50);
   expect(new Set(events.map((event) => event.name)).size).toBe(50);
   expect(caches.service.get(id).events).toEqual(events);
+});
+
+test('an automatic cache follows tags that moved when a pod misses by them, and begins again after a failure, but not at once', async () => {
+  await using caches = host();
+  const { service } = caches;
+  const request = { sandboxId: 'pod-a', images: [refOf(1)] };
+  const { imageCacheId } = await service.autoCreate(request);
+  await caches.settle();
+  const moved = fakeImage(refOf(1), ['base', 'app-1 anew']);
+  caches.node.push(moved);
+  const pod = { images: [{ reference: refOf(1), digest: moved.digest }] };
+  expect(service.matchForPod(pod).missingImages).toEqual([refOf(1)]);
+  expect((await service.autoCreate(request)).status).toBe('Ready');
+  await caches.pass(HOUR_MS);
+  expect((await service.autoCreate({ ...request, sandboxId: 'pod-b' })).imageCacheId).toBe(imageCacheId);
+  await caches.settle();
+  expect(service.matchForPod(pod).missingImages).toEqual([]);
+
+  const absent = { sandboxId: 'pod-c', images: ['registry.example/none:1'] };
+  const failed = await service.autoCreate(absent);
+  await caches.settle();
+  expect((await service.autoCreate(absent)).status).toBe('Failed');
+  expect((await service.autoCreate({ ...absent, sandboxId: 'pod-d' })).imageCacheId).toBe(failed.imageCacheId);
+  caches.node.push(fakeImage('registry.example/none:1', ['base', 'none']));
+  await caches.pass(HOUR_MS);
+  const again = await service.autoCreate(absent);
+  expect(again).toMatchObject({ status: 'Preparing', imageCacheName: 'auto-create-for-pod-c' });
+  expect(again.imageCacheId).not.toBe(failed.imageCacheId);
+  await caches.settle();
+  expect(service.get(again.imageCacheId).status).toBe('Ready');
+});
+
+test('at the automatic quota a failed cache goes before one that serves', async () => {
+  await using caches = host({ maxAutomaticCount: 2 });
+  const good = (await caches.service.autoCreate({ sandboxId: 'a', images: [refOf(1)] })).imageCacheId;
+  await caches.settle();
+  await caches.pass(HOUR_MS);
+  await caches.service.autoCreate({ sandboxId: 'b', images: ['registry.example/none:1'] });
+  await caches.settle();
+  const next = (await caches.service.autoCreate({ sandboxId: 'c', images: [refOf(2)] })).imageCacheId;
+  expect(caches.service.list().caches.map((cache) => cache.imageCacheId)).toEqual([next, good]);
+});
+
+test('when the key of the credentials is lost, what needs them fails and says so; the rest goes on', async () => {
+  await using caches = host();
+  const credentials = [{ server: 'registry.example', userName: 'u', password: 'p' }];
+  const id = await ready(caches, 1, { imageRegistryCredentials: credentials });
+  caches.restart({ key: new Uint8Array(32).fill(9) });
+  await caches.service.update(id, { retentionDays: 5 });
+  await caches.service.update(id, { images: [refOf(2)] });
+  await caches.settle();
+  expect(caches.service.get(id)).toMatchObject({ status: 'UpdateFailed', failure: expect.stringContaining('another key') });
+  await caches.service.update(id, { images: [refOf(2)], imageRegistryCredentials: credentials });
+  await caches.settle();
+  expect(caches.service.get(id).status).toBe('Ready');
 });
