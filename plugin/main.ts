@@ -117,6 +117,7 @@ async function main(): Promise<void> {
     snapshotter: service,
     blockd,
     convert,
+    caches,
     materialize: (reference, signal) => materializer.materialize(reference, signal),
   });
   const admin = await startAdmin(

@@ -16,6 +16,7 @@ import type { Config } from '../base/config/config.ts';
 import { describeError, isAppError } from '../base/errors.ts';
 import type { BlockdClient } from '../blockd/client.ts';
 import type { DataPlaneEvent } from '../blockd/events.ts';
+import type { CacheService } from '../cache/service.ts';
 import type { ConvertService } from '../convert/service.ts';
 import { decodeAccelerated } from '../snapshotter/accelerated.ts';
 import { pulledImageOf } from '../snapshotter/labels.ts';
@@ -54,6 +55,7 @@ export interface AdminParts {
   snapshotter: SnapshotterService;
   blockd: BlockdClient;
   convert: Pick<ConvertService, 'complaint'>;
+  caches: Pick<CacheService, 'complaint'>;
   materialize(reference: string, signal: AbortSignal): Promise<MaterializeResult>;
 }
 
@@ -68,8 +70,8 @@ export class GatheredAdminServices implements AdminServices {
   }
 
   async status(signal: AbortSignal): Promise<NodeStatus> {
-    const { config, version, blockd, snapshotter, convert } = this.parts;
-    const degraded: string[] = convert.complaint === undefined ? [] : [convert.complaint];
+    const { config, version, blockd, snapshotter, convert, caches } = this.parts;
+    const degraded = [convert.complaint, caches.complaint].filter((complaint) => complaint !== undefined);
     let blockdPid: number | null = null;
     let devices = 0;
     try {
