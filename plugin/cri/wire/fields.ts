@@ -18,7 +18,7 @@ export interface Field {
 }
 
 /** Fields of one message: a list of ten thousand images has that many. */
-const MAX_FIELDS = 200_000;
+const MAX_FIELDS = 50_000;
 const MAX_FIELD_NUMBER = 2 ** 29 - 1;
 
 function malformed(what: string): AppError {
