@@ -24,6 +24,8 @@ import type { SpecFiles } from './spec-files.ts';
 const RESTORE_PATIENCE_MS = 10 * 60_000;
 const RESTORE_RETRY_MS = 2000;
 
+/** Paths that one helper gets as an argument, which may have 128 KiB. */
+const UNMOUNT_BATCH = 200;
 const UNMOUNT_LIMIT_MS = 30_000;
 
 /** Devices whose layers are local open in far less; the others must not keep the control plane waiting. */
@@ -135,7 +137,8 @@ export class Devices {
     const { deviceDir, unmount, log } = this.options;
     try {
       const targets = (await fs.readdir(deviceDir)).map((name) => path.join(deviceDir, name));
-      if (targets.length > 0) await unmount(targets, AbortSignal.timeout(UNMOUNT_LIMIT_MS));
+      for (let at = 0; at < targets.length; at += UNMOUNT_BATCH)
+        await unmount(targets.slice(at, at + UNMOUNT_BATCH), AbortSignal.timeout(UNMOUNT_LIMIT_MS));
       for (const target of targets) await fs.rm(target, { force: true });
     } catch (error) {
       if (errnoOf(error) !== 'ENOENT') log.error({ reason: describeError(error) }, 'a device stays mounted');

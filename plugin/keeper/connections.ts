@@ -5,6 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { AppError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
 import { closeOnExec, notifyServiceManager, sendDescriptor } from '../kernel/fd-passing.ts';
 import { detachMounts, MS_NODEV, MS_NOSUID, MS_RDONLY, mount } from '../kernel/mount.ts';
 
@@ -13,14 +14,22 @@ const LISTEN_FDS_START = 3;
 /** Agreed with FileDescriptorStoreMax= of the unit. */
 const MAX_CONNECTIONS = 4096;
 
+/** A service manager that takes no message now (its queue is full, it hangs) is tried again this often. */
+const STORE_AGAIN_MS = 1000;
+
 export class Connections {
   private readonly fds = new Map<string, number>();
   private readonly mountPaths = new Map<string, string>();
   private readonly notifySocket: string | undefined;
+  private readonly log: Logger;
+  /** Devices whose descriptors the service manager has not taken yet: without it, killing the keeper loses them. */
+  private readonly unstored = new Set<string>();
+  private storing: NodeJS.Timeout | undefined;
 
   /** Takes over what the service manager kept for a keeper that ended. */
-  constructor(env: NodeJS.ProcessEnv, pid: number) {
+  constructor(env: NodeJS.ProcessEnv, pid: number, log: Logger) {
     this.notifySocket = env.NOTIFY_SOCKET;
+    this.log = log;
     if (env.LISTEN_PID !== String(pid)) return;
     const names = (env.LISTEN_FDNAMES ?? '').split(':');
     const count = Math.min(Number(env.LISTEN_FDS ?? 0), MAX_CONNECTIONS);
@@ -64,8 +73,25 @@ export class Connections {
       throw error;
     }
     this.fds.set(device, fd);
-    notifyServiceManager(this.notifySocket, `FDSTORE=1\nFDNAME=${device}`, [fd]);
+    this.store(device, fd);
     return fd;
+  }
+
+  private store(device: string, fd: number): void {
+    if (this.notifySocket === undefined || notifyServiceManager(this.notifySocket, `FDSTORE=1\nFDNAME=${device}`, [fd])) {
+      this.unstored.delete(device);
+      return;
+    }
+    if (!this.unstored.has(device)) this.log.warn({ device }, 'the service manager does not take the descriptor now; tried again');
+    this.unstored.add(device);
+    this.storing ??= setInterval(() => this.storeAgain(), STORE_AGAIN_MS).unref();
+  }
+
+  private storeAgain(): void {
+    for (const device of [...this.unstored]) this.store(device, this.fds.get(device)!);
+    if (this.unstored.size > 0) return;
+    clearInterval(this.storing);
+    this.storing = undefined;
   }
 
   /** Sends a connection's descriptor to the data plane. */
@@ -82,6 +108,7 @@ export class Connections {
     const fd = this.fds.get(device);
     if (fd === undefined) return;
     notifyServiceManager(this.notifySocket, `FDSTOREREMOVE=1\nFDNAME=${device}`);
+    this.unstored.delete(device);
     this.fds.delete(device);
     this.mountPaths.delete(device);
     fs.closeSync(fd);

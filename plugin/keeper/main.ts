@@ -47,7 +47,7 @@ const extension = path.extname(import.meta.filename);
 
 const notifySocket = process.env.NOTIFY_SOCKET;
 const hasStore = notifySocket !== undefined && process.env.FDSTORE !== '0';
-const connections = new Connections(process.env, process.pid);
+const connections = new Connections(process.env, process.pid, log);
 const [keeperSocket, blockdSocket] = descriptorSocketPair();
 
 function commandOf(name: 'blockd' | 'sidecar', script: string): () => { program: string; args: string[] } {

@@ -80,8 +80,8 @@ export function receiveDescriptor(socketFd: number, timeoutMs: number): { name: 
 }
 
 /**
- * Sends a notification to the service manager, with descriptors for its store if given. Answers false when there is no manager
- * (`path` unset) or it does not listen: a service works without one.
+ * Sends a notification to the service manager, with descriptors for its store if given. Never waits for it. Answers false when there is no
+ * manager (`path` unset), or it does not listen or take more now: a service works without one.
  */
 export function notifyServiceManager(path: string | undefined, text: string, fds: readonly number[] = []): boolean {
   if (path === undefined || path === '' || path.length > 100) return false;
@@ -95,7 +95,7 @@ export function notifyServiceManager(path: string | undefined, text: string, fds
     const control = fds.length > 0 ? rightsMessage(fds) : null;
     let sent = -1;
     for (let attempt = 0; attempt < 3 && sent < 0; attempt += 1) {
-      sent = libc.sendmsg(socket, header(Buffer.from(text), control, address), MSG_NOSIGNAL);
+      sent = libc.sendmsg(socket, header(Buffer.from(text), control, address), MSG_NOSIGNAL | MSG_DONTWAIT);
       if (sent < 0 && lastErrno() !== ERRNO.EINTR) break;
     }
     return sent >= 0;

@@ -71,7 +71,7 @@ export class ServiceManager implements AsyncDisposable {
   private constructor(options: ServiceOptions) {
     this.options = options;
     this.logPath = options.logPath;
-    this.socket = listen(options.socketPath);
+    this.socket = notificationSocket(options.socketPath);
     this.looks = setInterval(() => this.look(), LOOK_MS);
   }
 
@@ -221,7 +221,8 @@ export class ServiceManager implements AsyncDisposable {
   }
 }
 
-function listen(socketPath: string): number {
+/** Binds a datagram socket that nobody reads yet; the caller closes it. */
+export function notificationSocket(socketPath: string): number {
   if (existsSync(socketPath)) rmSync(socketPath);
   const fd = libc.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) throw systemCallError('make socket', socketPath, lastErrno());

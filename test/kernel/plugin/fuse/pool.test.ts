@@ -58,7 +58,7 @@ async function serveDevice(
       throw error;
     },
   });
-  const connections = new Connections({}, process.pid);
+  const connections = new Connections({}, process.pid, silentLogger);
   const devicePath = path.join(scratch, 'devices', spec.id);
   const target = path.join(scratch, 'mnt');
   connections.open(spec.id, devicePath);
