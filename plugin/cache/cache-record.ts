@@ -6,9 +6,8 @@ import type { Digest } from '../base/digest.ts';
 import { formatReference, formatRepository, parseReference } from '../registry/reference.ts';
 import { isServing, isWorking } from './cache-states.ts';
 import type { ResolvedImage } from './image-store.ts';
-import type { CacheTag } from './requests.ts';
 import { expiryUs, type RetentionRules } from './retention.ts';
-import type { CacheEvent, CacheImage, CacheState, ImageCache } from './types.ts';
+import type { CacheEvent, CacheImage, ImageCache } from './types.ts';
 
 /** An image of a cache. */
 export interface HeldImage {
@@ -25,17 +24,10 @@ export interface PinnedImage extends HeldImage {
 }
 
 /** What nothing is looked up by. */
-export interface CacheSettings {
-  readonly autoMatchImageCache: boolean;
-  readonly flash: boolean;
-  readonly tags: readonly CacheTag[];
-  readonly plainHttpRegistry: readonly string[];
-  readonly insecureRegistry: readonly string[];
-  readonly cpuArch: string | null;
-  readonly osType: string | null;
-  readonly resourceGroupId: string | null;
-  readonly cloud: Readonly<Record<string, string>>;
-}
+export type CacheSettings = Pick<
+  ImageCache,
+  'autoMatchImageCache' | 'flash' | 'tags' | 'plainHttpRegistry' | 'insecureRegistry' | 'cpuArch' | 'osType' | 'resourceGroupId' | 'cloud'
+>;
 
 export interface CacheRecord extends Omit<CacheRow, 'settings' | 'deletedUs'> {
   readonly settings: CacheSettings;
@@ -172,13 +164,12 @@ function flashSnapshotIdOf({ id, status, isWhole }: CacheRecord): string | null 
 export function viewOf(record: CacheRecord, events: readonly CacheEvent[], rules: RetentionRules): ImageCache {
   const { settings } = record;
   const expires = expiryUs(record, rules);
-  const status: CacheState = record.status;
   return {
     imageCacheId: record.id,
     imageCacheName: record.name,
     owner: record.owner,
     sandboxId: record.sandboxId,
-    status,
+    status: record.status,
     progress: record.progress,
     flashProgress: record.flashProgress,
     images: record.images.map(imageView),
