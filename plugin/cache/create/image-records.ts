@@ -89,11 +89,13 @@ export function changesToLeave(
   });
 }
 
+/** Makes the changes; when names were deleted, what they alone kept is collected. */
 export async function apply(client: ImageClient, namespace: string, changes: readonly Change[], signal: AbortSignal): Promise<void> {
-  for (const { name, put, label, isDeleted } of changes) {
+  const lastDeleted = changes.findLastIndex(({ isDeleted }) => isDeleted === true);
+  for (const [index, { name, put, label, isDeleted }] of changes.entries()) {
     if (put !== undefined) await client.putImage(namespace, put, signal);
     else if (label !== undefined) await client.labelImage(namespace, name, label, signal);
-    else if (isDeleted === true) await client.deleteImage(namespace, name, signal);
+    else if (isDeleted === true) await client.deleteImage(namespace, name, index === lastDeleted, signal);
   }
 }
 

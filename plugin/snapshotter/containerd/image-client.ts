@@ -152,10 +152,10 @@ export class ImageClient extends ContainerdClient {
     );
   }
 
-  async deleteImage(namespace: string, name: string, signal: AbortSignal): Promise<void> {
-    await unlessNotFound(
-      this.channel.call(METHODS.deleteImage, { name }, { namespace }, { op: 'delete image record', subject: name, signal }),
-    );
+  /** With `sync` waits until what nothing keeps any more is collected: containerd may not do so by itself for long. */
+  async deleteImage(namespace: string, name: string, sync: boolean, signal: AbortSignal): Promise<void> {
+    const about = { op: 'delete image record', subject: name, signal, deadlineMs: PREPARE_DEADLINE_MS };
+    await unlessNotFound(this.channel.call(METHODS.deleteImage, { name, sync }, { namespace }, about));
   }
 
   /** Takes a lease that lasts until {@link dropLease}; one that exists is no error. */

@@ -3,7 +3,7 @@
  * it away, and bytes go when the last user does. One host for all; the cases build on each other in order.
  */
 import { execFileSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -13,6 +13,7 @@ import { Cri, readCriLog } from '../../support/cri.ts';
 import { createCache, type ShownCache, waitCache } from '../../support/image-caches.ts';
 import { LazyHost, SNAPSHOTTER } from '../../support/lazy-host.ts';
 import { buildImage, layerOfEntries, type PushedImage, pushImage } from '../../support/oci-image.ts';
+import { allProcesses, killPid } from '../../support/process.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { busyboxImage, busyboxLayer } from '../../support/small-images.ts';
 import { asArtifact } from '../../support/twin-image.ts';
@@ -28,7 +29,6 @@ let cri: Cri;
 let full: PushedImage;
 let twin: PushedImage;
 let ordinary: PushedImage;
-/** Digests of the blobs that the index-only twin's original layers are. */
 let first: ShownCache;
 let second: ShownCache;
 
@@ -129,6 +129,25 @@ test('two caches become Ready, and the registry sends each blob once', async () 
   for (const { digest, sizeBytes } of layers) {
     expect(await host.registry.blobBytesSent(digest), digest).toBeLessThanOrEqual(sizeBytes);
   }
+});
+
+test('a creation survives the death of its process, of the control plane and of the data plane', async () => {
+  const above = [await layerOfEntries([{ name: 'payload', content: filledBytes(20_000_000, 4) }], { gzip: true })];
+  const { reference } = await pushImage(host.registry, 'caches/killed', '1', await busyboxImage({ config: config(), above }));
+  const { imageCacheId } = await createCache(host.sidecar, { imageCacheName: 'killed', images: [reference] });
+  const worker = (): number | undefined =>
+    allProcesses().find(
+      ({ args, state }) => state !== 'Z' && args.some((one) => one.endsWith('/cache/create/worker.ts')) && args.includes(reference),
+    )?.pid;
+  await killPid(await waitFor(worker, { what: 'the process that makes the image', timeoutMs: 30_000, everyMs: 5 }));
+  await host.sidecar.kill('sidecar');
+  await host.sidecar.kill('blockd');
+  await waitCache(host.sidecar, imageCacheId, 'Ready');
+  await host.sidecar.admin('DELETE', `/v1/image-caches/${imageCacheId}`);
+  const leases = async (): Promise<string> => (await host.containerd.ctr(['leases', 'ls'], { namespace: 'k8s.io' })).stdout;
+  await waitFor(async () => !(await leases()).includes(imageCacheId), { what: 'the leases of the deleted cache to go', timeoutMs: 60_000 });
+  expect(readdirSync(join(host.sidecar.root, 'pins')).filter((name) => name.startsWith(imageCacheId))).toEqual([]);
+  expect(await known(reference)).toBe(false);
 });
 
 test('with the registry stopped, pods of all cached images start', async () => {
