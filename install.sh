@@ -55,9 +55,11 @@ change() {
   fi
 }
 
-# put FILE MODE: standard input becomes the file's content, at once and durably; nothing happens if it is that already.
+# put FILE MODE: standard input becomes the file's content, at once and durably; nothing happens if it is that already. A file that is
+# there keeps its mode and owner, and a link stays one.
 put() {
   local file=$1 mode=$2 text=$WORK/put
+  if [ -L "$file" ] && [ -f "$file" ]; then file=$(readlink -f "$file"); fi
   cat >"$text"
   if [ -f "$file" ] && cmp -s "$text" "$file"; then return; fi
   if [ -e "$file" ]; then change "change $file" put_now "$text" "$file" "$mode"; else change "create $file" put_now "$text" "$file" "$mode"; fi
@@ -66,8 +68,13 @@ put_now() {
   local text=$1 file=$2 mode=$3 temporary
   mkdir -p "$(dirname "$file")"
   temporary=$(mktemp "$file.XXXXXX")
+  if [ -e "$file" ]; then
+    chown --reference="$file" "$temporary"
+    chmod --reference="$file" "$temporary"
+  else
+    chmod "$mode" "$temporary"
+  fi
   cat "$text" >"$temporary"
-  chmod "$mode" "$temporary"
   sync "$temporary"
   mv -T "$temporary" "$file"
 }
@@ -265,7 +272,8 @@ apply_stanza() {
   if [ -f "$file" ] && cmp -s "$WORK/containerd.toml" "$file"; then return; fi
   if [ -f "$file" ]; then
     if [ ! -e "$BACKUP" ]; then change "keep the old file as $BACKUP" cp -p "$file" "$BACKUP"; fi
-    diff -u "$file" "$WORK/containerd.toml" | sed -n '3,$s/^/    /p' || true
+    # Without context: the lines around may hold passwords of registries.
+    diff -U0 "$file" "$WORK/containerd.toml" | sed -n '3,$s/^/    /p' || true
   fi
   put "$file" 644 <"$WORK/containerd.toml"
   say "containerd reads this when it starts: systemctl restart containerd (containers go on)"
@@ -273,7 +281,7 @@ apply_stanza() {
 try_containerd() {
   local beside=$1 status=0
   if [ "$DRY_RUN" = yes ] || [ ! -d "$(dirname "$1")" ]; then beside=$WORK/try.toml; else beside=$(dirname "$1")/.try-$NAME.toml; fi
-  cp "$WORK/containerd.toml" "$beside"
+  (umask 077 && cat "$WORK/containerd.toml" >"$beside")
   containerd -c "$beside" config dump >/dev/null 2>"$WORK/dump" || { status=1; cat "$WORK/dump" >&2; }
   rm -f "$beside"
   return $status

@@ -100,8 +100,17 @@ describe('install.sh', () => {
     expect(tree(root)).toEqual(before);
   });
 
-  it('writes what containerd itself reads back as meant', () => {
-    expect(install().code).toBe(0);
+  it('writes what containerd itself reads back as meant, into a file that stays a link and as closed as it was', () => {
+    const secret = `${CONTAINERD}\n[plugins."io.containerd.grpc.v1.cri".registry.configs."r.example".auth]\n  password = "hunter2"\n`;
+    fs.mkdirSync(at('srv'));
+    fs.rmSync(at('etc/containerd/config.toml'));
+    fs.writeFileSync(at('srv/containerd.toml'), secret, { mode: 0o600 });
+    fs.symlinkSync('../../srv/containerd.toml', at('etc/containerd/config.toml'));
+    const result = install();
+    expect(result).toMatchObject({ code: 0, stderr: '' });
+    expect(result.stdout).not.toContain('hunter2');
+    expect(fs.readlinkSync(at('etc/containerd/config.toml'))).toBe('../../srv/containerd.toml');
+    expect(fs.statSync(at('srv/containerd.toml')).mode & 0o777).toBe(0o600);
     const dump = run('containerd', ['-c', at('etc/containerd/config.toml'), 'config', 'dump']);
     expect(dump.code).toBe(0);
     const proxy = dump.stdout.slice(dump.stdout.indexOf('[proxy_plugins.overlaybd]'));
