@@ -61,6 +61,8 @@ export class IndexLayers implements AsyncDisposable {
   private readonly signal: AbortSignal;
   private readonly running = new Set<Promise<unknown>>();
   private scanCount = 0;
+  /** No layer comes after those that are being scanned or wait for a thread. */
+  private isLast = false;
 
   /** `fullLayers` builds on the same model. */
   constructor(options: ConvertOptions, threads: number, model: ImageModel, fullLayers: () => FullLayers) {
@@ -75,12 +77,14 @@ export class IndexLayers implements AsyncDisposable {
   async *buildAll(layers: Iterable<SourceLayer> | AsyncIterable<SourceLayer>): AsyncGenerator<Build> {
     const source = Symbol.asyncIterator in layers ? layers[Symbol.asyncIterator]() : layers[Symbol.iterator]();
     const jobs: ScanJob[] = [];
-    let isOver = false;
+    // One ahead, because the last layer is scanned differently.
+    let next = await source.next();
     for (;;) {
-      while (!isOver && jobs.length < this.maxThreads + MAX_WAITING) {
-        const next = await source.next();
-        if (next.done === true) isOver = true;
-        else jobs.push(this.startScan(next.value));
+      while (next.done !== true && jobs.length < this.maxThreads + MAX_WAITING) {
+        const layer = next.value;
+        next = await source.next();
+        this.isLast = next.done === true;
+        jobs.push(this.startScan(layer));
       }
       const job = jobs.shift();
       if (job === undefined) return;
@@ -126,7 +130,8 @@ export class IndexLayers implements AsyncDisposable {
     const thread = await this.takeThread();
     this.signal.throwIfAborted();
     const { onProgress } = this.options;
-    const result = await thread.scan(layer, request, this.signal, (progress) => onProgress?.({ layer: index, ...progress }));
+    const isAlone = this.isLast && this.waiting.length === 0;
+    const result = await thread.scan(layer, request, isAlone, this.signal, (progress) => onProgress?.({ layer: index, ...progress }));
     const next = this.waiting.shift();
     if (next === undefined) this.idle.push(thread);
     else next(thread);

@@ -3,7 +3,7 @@
  * Formats that cannot be read at random end the scan with a reason; what is damaged ends it with an error. Ours.
  *
  *   stored bytes ─ (inflate up to each block boundary) ─► slot ─┬─► tar reader ─► records
- *                                                               └─► hash thread ─► digests, windows
+ *                                                               └─► sums ─► digests, windows
  */
 import { createHash } from 'node:crypto';
 import type { Digest } from '../../../base/digest.ts';
@@ -18,8 +18,8 @@ import { TarReader } from '../../../image/tar/reader.ts';
 import { BlockInflater } from '../../../kernel/block-inflater.ts';
 import { checkGrowth, detectCompression } from '../decompress.ts';
 import { inEntry } from '../layer-errors.ts';
+import { type BlockHashes, SLOT_BYTES, type Slot } from './block-hashes.ts';
 import { EntryRecorder } from './entry-recorder.ts';
-import { type HashThread, SLOT_BYTES, type Slot } from './hash-thread.ts';
 import { IndexFileWriter } from './index-file.ts';
 import type { WindowRequest } from './plain-hasher.ts';
 import { RecordWriter } from './tar-records.ts';
@@ -73,7 +73,7 @@ export class LayerScanner implements AsyncDisposable {
   private readonly records: RecordWriter;
   private readonly recorder: EntryRecorder;
   private readonly tar: TarReader;
-  private readonly hashes: HashThread;
+  private readonly hashes: BlockHashes;
   private readonly inflater = new BlockInflater();
   private readonly index: IndexFileWriter;
   private readonly spans: SpanChooser;
@@ -98,7 +98,7 @@ export class LayerScanner implements AsyncDisposable {
   private isFinished = false;
 
   /** `hashes` serves one scanner at a time. */
-  constructor(request: ScanRequest, hashes: HashThread) {
+  constructor(request: ScanRequest, hashes: BlockHashes) {
     this.request = request;
     this.records = new RecordWriter(request.recordsPath);
     this.recorder = new EntryRecorder(request.inlineLimitBytes, (record) => this.records.push(record));
@@ -157,7 +157,7 @@ export class LayerScanner implements AsyncDisposable {
     };
   }
 
-  /** Leaves the thread free for the next layer. */
+  /** Leaves `hashes` free for the next layer. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.hashes.begin(() => {});
     if (this.slot !== undefined) this.hashes.release(this.slot);
@@ -299,7 +299,7 @@ export class LayerScanner implements AsyncDisposable {
     next.memory.set(slot!.memory.subarray(slotBytes, slotBytes + GZIP_WINDOW_BYTES));
     this.hashes.submit(slot!, slotBytes, this.slotSpans, this.windows);
     this.windows = [];
-    // The thread only reads the slot too, and gives it back by a message, which cannot come before this is done.
+    // Who sums only reads the slot too, and it is taken again only behind the next await.
     const { memory } = slot!;
     this.tar.push(Buffer.from(memory.buffer, GZIP_WINDOW_BYTES, slotBytes));
     this.slot = next;

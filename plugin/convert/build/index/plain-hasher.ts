@@ -1,16 +1,14 @@
 /**
  * What is computed over the decompressed bytes of a layer beside the tar itself: its SHA-256 (the diffID), gzip's CRC-32, the SHA-256 of
- * each chunk, and the windows of the index. It is half of the work of reading a layer, so it has a thread of its own. Ours.
+ * each chunk, and the windows of the index. It is half of the work of reading a layer. Ours.
  */
 import { createHash, type Hash, hash } from 'node:crypto';
-import { parentPort, workerData } from 'node:worker_threads';
 import { crc32 } from 'node:zlib';
 import { GZIP_WINDOW_BYTES } from '../../../image/gzip/gzip-index.ts';
 import { packWindow } from '../../../image/gzip/gzip-index-writer.ts';
 import { type EntryStart, WindowThinner } from '../../../image/gzip/sparse-window.ts';
 import { TARGET_CHUNK_BYTES, TARGET_DIGEST_BYTES } from '../../../image/turbo/chunk-digests.ts';
 import { LibraryInflater } from '../../../kernel/inflate.ts';
-import { STOP } from '../stop-worker.ts';
 
 export interface PlainSums {
   /** Hexadecimal. */
@@ -24,18 +22,6 @@ export interface WindowRequest {
   window: Uint8Array;
   start: EntryStart;
 }
-
-/**
- * A block: 32 KiB that came before, then `length` bytes; `spans`: positions among them at which a span begins, ascending. `windows`: of
- * entries, in order, whenever they are known.
- */
-export type HashRequest =
-  | { kind: 'block'; slot: number; length: number; spans: number[]; windows: WindowRequest[] }
-  | { kind: 'finish'; windows: WindowRequest[] };
-/** `windows`: as stored in the index. */
-export type HashAnswer =
-  | { kind: 'block'; slot: number; windows: Uint8Array[] }
-  | { kind: 'finish'; sums: PlainSums; windows: Uint8Array[] };
 
 /** Bytes go through all sums while the processor's cache holds them. */
 const STEP_BYTES = TARGET_CHUNK_BYTES;
@@ -111,28 +97,13 @@ export class PlainHasher {
   }
 }
 
-/** Marks the thread that is to hash; other threads import this file for the class. */
-export interface HashThreadData {
-  hashSlots: SharedArrayBuffer[];
-}
+/** Thins and packs windows. */
+export class WindowPacker {
+  private readonly thinner = new WindowThinner(new LibraryInflater());
 
-const data = workerData as Partial<HashThreadData> | null;
-if (parentPort !== null && data?.hashSlots !== undefined) {
-  const port = parentPort;
-  const slots = data.hashSlots.map((memory) => new Uint8Array(memory));
-  const hasher = new PlainHasher();
-  const thinner = new WindowThinner(new LibraryInflater());
-  const answer = (request: HashRequest): HashAnswer => {
-    const windows = request.windows.map(({ window, start }) => {
-      thinner.thin(window, start);
-      return packWindow(window);
-    });
-    if (request.kind === 'finish') return { kind: 'finish', sums: hasher.finish(), windows };
-    hasher.update(slots[request.slot]!, request.length, request.spans);
-    return { kind: 'block', slot: request.slot, windows };
-  };
-  port.on('message', (request: HashRequest | typeof STOP) => {
-    if (request === STOP) port.close();
-    else port.postMessage(answer(request));
-  });
+  /** The window as the index stores it. Changes the one that is given. */
+  pack({ window, start }: WindowRequest): Uint8Array {
+    this.thinner.thin(window, start);
+    return packWindow(window);
+  }
 }

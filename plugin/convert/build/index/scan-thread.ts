@@ -43,10 +43,11 @@ export class ScanThread implements AsyncDisposable {
     );
   }
 
-  /** Scans one layer; one at a time. Rejects with an AppError naming the layer, the source's error, or the signal's reason. */
+  /** Scans one layer; one at a time. `isAlone`: no other layer needs the other cores. Rejects with an AppError naming the layer, the source's error, or the signal's reason. */
   async scan(
     layer: SourceLayer,
     request: ScanRequest,
+    isAlone: boolean,
     signal: AbortSignal,
     onProgress?: (progress: ScanProgress) => void,
   ): Promise<ScanResult> {
@@ -56,7 +57,7 @@ export class ScanThread implements AsyncDisposable {
     const onAbort = (): void => this.wake?.();
     signal.addEventListener('abort', onAbort);
     try {
-      this.post({ kind: 'begin', request });
+      this.post({ kind: 'begin', request, isAlone });
       await this.feed(layer.open(signal), signal);
       this.post({ kind: 'end' });
       while (this.result === undefined) await this.wait(signal);

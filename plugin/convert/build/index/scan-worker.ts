@@ -2,15 +2,20 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { AppError, describeError } from '../../../base/errors.ts';
 import { STOP } from '../stop-worker.ts';
+import type { BlockHashes } from './block-hashes.ts';
 import { HashThread } from './hash-thread.ts';
+import { InlineHashes } from './inline-hashes.ts';
 import { LayerScanner, type ScanRequest, type ScanResult } from './layer-scanner.ts';
 
 /** Memory for input, which goes back and forth. */
 export interface ScanThreadData {
   pieces: SharedArrayBuffer[];
 }
-/** `piece`: the number of its memory, which is the thread's until it is `taken`. */
-export type ScanMessage = { kind: 'begin'; request: ScanRequest } | { kind: 'data'; piece: number; length: number } | { kind: 'end' };
+/** `isAlone`: no other layer needs the other cores. `piece`: the number of its memory, which is the thread's until it is `taken`. */
+export type ScanMessage =
+  | { kind: 'begin'; request: ScanRequest; isAlone: boolean }
+  | { kind: 'data'; piece: number; length: number }
+  | { kind: 'end' };
 export interface ScanProgress {
   readBytes: number;
   tarBytes: number;
@@ -25,7 +30,8 @@ export type ScanAnswer =
 
 const port = parentPort!;
 const { pieces } = workerData as ScanThreadData;
-const hashes = new HashThread();
+let inline: InlineHashes | undefined;
+let thread: HashThread | undefined;
 let scanner: LayerScanner | undefined;
 let pending: Promise<void> = Promise.resolve();
 let isStopping = false;
@@ -40,12 +46,18 @@ async function finish(answer: ScanAnswer): Promise<void> {
 async function handle(message: ScanMessage): Promise<void> {
   if (isStopping) return;
   try {
-    if (message.kind === 'begin') scanner = new LayerScanner(message.request, hashes);
+    if (message.kind === 'begin') scanner = new LayerScanner(message.request, hashesFor(message.isAlone));
     else if (message.kind === 'data') await take(message.piece, message.length);
     else if (scanner !== undefined) await finish({ kind: 'result', result: await scanner.end() });
   } catch (error) {
     await finish({ kind: 'failed', error: error instanceof AppError ? error.toJSON() : { what: describeError(error) } });
   }
+}
+
+/** Made when they are first needed. */
+function hashesFor(isAlone: boolean): BlockHashes {
+  if (isAlone) return (thread ??= new HashThread());
+  return (inline ??= new InlineHashes());
 }
 
 /** After a reason or an error the rest of the layer may still be on its way: its memory is given back. */
@@ -62,7 +74,7 @@ async function take(piece: number, length: number): Promise<void> {
 async function stop(): Promise<void> {
   try {
     await scanner?.[Symbol.asyncDispose]();
-    await hashes[Symbol.asyncDispose]();
+    await thread?.[Symbol.asyncDispose]();
   } finally {
     port.close();
   }
