@@ -3,7 +3,7 @@
 import { createCipheriv, randomBytes } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { type ConvertTarsOptions, convertTars } from '../../support/converted-image.ts';
+import { type ConvertTarsOptions, convertTars, indexTars } from '../../support/converted-image.ts';
 import type { LazyHost } from '../../support/lazy-host.ts';
 import { SNAPSHOTTER } from '../../support/lazy-host.ts';
 import type { Image, ImageConfig, Layer } from '../../support/oci-image.ts';
@@ -20,6 +20,17 @@ export async function convertedImage(
   config: ImageConfig,
   options: Pick<ConvertTarsOptions, 'compression'> = {},
 ): Promise<Image> {
+  const { paths, stagingDirectory } = await writeLayers(scratch, layers);
+  return convertTars(paths, { config, stagingDirectory, ...options });
+}
+
+/** Small blobs over layers whose blobs are in memory, as an image. */
+export async function indexedImage(scratch: Scratch, layers: readonly Layer[], config: ImageConfig): Promise<Image> {
+  const { paths, stagingDirectory } = await writeLayers(scratch, layers);
+  return indexTars(paths, { config, stagingDirectory });
+}
+
+async function writeLayers(scratch: Scratch, layers: readonly Layer[]): Promise<{ paths: string[]; stagingDirectory: string }> {
   const directory = await scratch.dir(`image-${randomBytes(4).toString('hex')}`);
   const paths: string[] = [];
   for (const [index, layer] of layers.entries()) {
@@ -27,7 +38,7 @@ export async function convertedImage(
     await writeFile(path, layer.blob);
     paths.push(path);
   }
-  return convertTars(paths, { config, stagingDirectory: join(directory, 'converted'), ...options });
+  return { paths, stagingDirectory: join(directory, 'converted') };
 }
 
 /** busybox with layers on top, converted. */

@@ -9,7 +9,7 @@ import { Scratch } from '../../support/scratch.ts';
 import { SnapshotView } from '../../support/snapshot-view.ts';
 import { listTree, type TreeEntry, treeDifferences } from '../../support/tree-compare.ts';
 import { asArtifact, goldenErofsTwins } from '../../support/twin-image.ts';
-import { convertedImage } from '../lazy/lazy-images.ts';
+import { convertedImage, indexedImage } from '../lazy/lazy-images.ts';
 
 let scratch: Scratch;
 let host: LazyHost;
@@ -31,9 +31,9 @@ async function treeOf(snapshotter: string, image: PushedImage): Promise<TreeEntr
 const ignoreFields = ['mtime', 'mtime_ns', 'nlink', 'hardlink_group'] as const;
 
 test.each([
-  ['lazy ones first', [0, 1, 2, 3]],
-  ['the ordinary one first', [3, 2, 1, 0]],
-  ['mixed', [1, 3, 0, 2]],
+  ['lazy ones first', [0, 1, 2, 3, 4]],
+  ['the ordinary one first', [4, 3, 2, 1, 0]],
+  ['mixed', [1, 4, 0, 3, 2]],
 ])('%s', async (_, order) => {
   // The golden layers; on them nothing, a full twin's layer, another converter's, and a layer without a twin.
   const golden = await goldenErofsTwins();
@@ -54,6 +54,10 @@ test.each([
     const converted = await convertedImage(scratch, layers, {}, { compression: { algorithm, blockSizeBytes: 4096 } });
     await add(`base/${who}`, image, asArtifact(converted, ARTIFACT_TYPE.native, image));
   }
+  // The reference's index of the golden layers, and ours of the same ones.
+  const layers = [...golden.base.layers, await own('index')];
+  const image = buildImage(layers, { cmd: ['/index'] });
+  await add('base/own', image, asArtifact(await indexedImage(scratch, layers, {}), ARTIFACT_TYPE.turbo, image));
   await add('base/none', buildImage([...golden.base.layers, await own('none')], { cmd: ['/none'] }));
   const expected: TreeEntry[][] = [];
   for (const image of images) expected.push(await treeOf('overlayfs', image));
