@@ -5,9 +5,11 @@
  *   set(owner, blobs) ─► file, then pins ─► fill(owner, blob) …        all blobs together within the store's budget
  *   release(owner)    ─► file says so ─► unpinned: blobs that nobody else pins are removed, at once or when their last reader goes ─► file gone
  */
+import { type FileHandle, open } from 'node:fs/promises';
 import pLimit from 'p-limit';
 import { type Digest, isDigest } from '../base/digest.ts';
-import { AppError, describeError } from '../base/errors.ts';
+import { AppError, describeError, errnoOf, isAppError } from '../base/errors.ts';
+import { FETCH_STREAM_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import type { BlobHandle } from '../file/store/blob-handle.ts';
@@ -98,13 +100,41 @@ export class Pins {
     try {
       const before = handle.counts().presentBytes;
       progress.filling.add(handle);
-      await fetchAndVerify(this.parts, handle, signal);
-      return { path: handle.dataPath, fetchedBytes: Math.max(0, handle.sizeBytes - before) };
+      const copiedBytes = await this.copyWhole(handle, signal);
+      try {
+        await fetchAndVerify(this.parts, handle, signal);
+      } catch (error) {
+        // The other blob may have gone bad on the disk since it was checked; nothing of it is left, and the registry is asked.
+        if (copiedBytes === 0 || !isAppError(error, 'DataLoss')) throw error;
+        await fetchAndVerify(this.parts, handle, signal);
+      }
+      return { path: handle.dataPath, fetchedBytes: Math.max(0, handle.sizeBytes - before - copiedBytes) };
     } finally {
       progress.filling.delete(handle);
       if (handle.isVerified) progress.done.set(source.digest, handle.sizeBytes);
       handle.release();
     }
+  }
+
+  /**
+   * Takes the bytes of the same blob that another registry gave and whose digest was checked; units that are here already stay. Whatever
+   * does not come this way is fetched. Answers how many bytes came.
+   */
+  private async copyWhole(handle: BlobHandle, signal: AbortSignal): Promise<number> {
+    if (handle.isVerified) return 0;
+    const { store } = this.parts;
+    const { presentBytes } = handle.counts();
+    const from = await store.wholeFileOf(handle.source);
+    if (from === undefined) return 0;
+    await using file = await openIfThere(from);
+    for (let offset = 0; offset < handle.sizeBytes && file !== undefined && !signal.aborted; offset += FETCH_STREAM_BYTES) {
+      const bytes = Buffer.allocUnsafe(Math.min(FETCH_STREAM_BYTES, handle.sizeBytes - offset));
+      const { bytesRead } = await file.read(bytes, 0, bytes.length, offset);
+      const reservation = bytesRead < bytes.length ? undefined : await store.reserve(bytes.length);
+      if (reservation === undefined) break;
+      await store.write(handle, offset, bytes, reservation);
+    }
+    return handle.counts().presentBytes - presentBytes;
   }
 
   /** Bytes that are here, by digest, of the blobs that {@link fill} was asked for in this process. */
@@ -219,6 +249,16 @@ export class Pins {
     const known = this.progress.get(owner) ?? { done: new Map(), filling: new Set() };
     this.progress.set(owner, known);
     return known;
+  }
+}
+
+/** Undefined: it went meanwhile. */
+async function openIfThere(path: string): Promise<FileHandle | undefined> {
+  try {
+    return await open(path, 'r');
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return undefined;
+    throw error;
   }
 }
 

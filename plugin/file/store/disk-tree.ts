@@ -83,6 +83,15 @@ export class DiskTree {
     return whole;
   }
 
+  /** Directory of a whole and verified blob that nobody uses, of this digest and another key; undefined: there is none. */
+  async wholeDirOf(digest: Digest, otherThan: string): Promise<string | undefined> {
+    for (const key of [...this.idle.keys(), ...this.kept.keys()]) {
+      if (key === otherThan || digestOfKey(key) !== digest) continue;
+      if (await isWholeBlobDir(this.fs, this.dirOf(key), digest)) return this.dirOf(key);
+    }
+    return undefined;
+  }
+
   /** Takes a blob out of the unused ones; its bytes stay on the ledger. Undefined: not on disk. */
   take(key: string): number | undefined {
     const diskBytes = this.bytesOf(key);

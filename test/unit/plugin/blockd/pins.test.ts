@@ -87,6 +87,29 @@ test('what is here is not fetched again, and filling twice fetches nothing', asy
   expect(await pins.wholeOf([FIRST.digest, SECOND.digest])).toEqual([FIRST.digest]);
 });
 
+test('bytes that another registry gave and that were checked are taken from there', async () => {
+  const { pins, fetched } = await start();
+  const elsewhere = sourceOf(BLOBS.get(FIRST.digest)!, 'mirror.example');
+  await pins.set('imc-a', [FIRST]);
+  await pins.fill('imc-a', FIRST, SIGNAL);
+  await pins.set('imc-b', [elsewhere]);
+  expect((await pins.fill('imc-b', elsewhere, SIGNAL)).fetchedBytes).toBe(0);
+  expect(fetched()).toBe(MIB);
+  expect(await pins.status('imc-b')).toMatchObject([{ isWhole: true }]);
+});
+
+test('bytes that went bad on the disk are not passed on: the registry is asked', async () => {
+  const { pins, fetched } = await start();
+  const elsewhere = sourceOf(BLOBS.get(FIRST.digest)!, 'mirror.example');
+  await pins.set('imc-a', [FIRST]);
+  const { path: file } = await pins.fill('imc-a', FIRST, SIGNAL);
+  fs.writeFileSync(file, Buffer.alloc(MIB));
+  await pins.set('imc-b', [elsewhere]);
+  await pins.fill('imc-b', elsewhere, SIGNAL);
+  expect(fetched()).toBe(2 * MIB);
+  expect(await pins.status('imc-b')).toMatchObject([{ isWhole: true }]);
+});
+
 test('only what is pinned can be filled', async () => {
   const { pins } = await start();
   await pins.set('imc-a', [FIRST]);
