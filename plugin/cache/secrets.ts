@@ -3,6 +3,7 @@ import { createHmac } from 'node:crypto';
 import { z } from 'zod';
 import { isAppError } from '../base/errors.ts';
 import { seal, unseal } from '../registry/vault/sealing.ts';
+import { ownArchitecture } from '../snapshotter/manifest.ts';
 import type { CacheRecord } from './cache-record.ts';
 import type { ImageAccess } from './image-store.ts';
 import { type ImageRegistryCredential, registryCredentialSchema } from './requests.ts';
@@ -50,7 +51,7 @@ export class Secrets {
       credentials: this.open(record),
       plainHttp: plainHttpRegistry,
       insecure: insecureRegistry,
-      ...(cpuArch === null && osType === null ? {} : { platform: { os: osType ?? 'linux', architecture: cpuArch ?? 'amd64' } }),
+      ...(cpuArch === null && osType === null ? {} : { platform: { os: osType ?? 'linux', architecture: cpuArch ?? ownArchitecture() } }),
     };
   }
 

@@ -104,8 +104,8 @@ function ownEntries(bytes: Uint8Array, digest: Digest): Digest[] {
     .map((entry) => entry.digest as Digest);
 }
 
-/** As image indexes name it. */
-function ownArchitecture(): string {
+/** This machine's, as image indexes name it. */
+export function ownArchitecture(): string {
   return ARCHITECTURES[os.arch()] ?? os.arch();
 }
 

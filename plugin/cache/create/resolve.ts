@@ -1,5 +1,4 @@
 /** From a reference to an image that a digest pins, in the form that the snapshotter will serve it. A few requests, each bounded. Ours. */
-import os from 'node:os';
 import type { Digest } from '../../base/digest.ts';
 import { AppError } from '../../base/errors.ts';
 import { MAX_MANIFEST_BYTES } from '../../base/limits.ts';
@@ -9,16 +8,13 @@ import { parseReference } from '../../registry/reference.ts';
 import { blobsOfLayer } from '../../snapshotter/accelerated.ts';
 import { chainIdOf } from '../../snapshotter/chain-id.ts';
 import { readLayerMarks } from '../../snapshotter/labels.ts';
-import { fetchImageManifest, type ImageManifest } from '../../snapshotter/manifest.ts';
+import { fetchImageManifest, type ImageManifest, ownArchitecture } from '../../snapshotter/manifest.ts';
 import type { ImageResolver } from '../../snapshotter/service.ts';
 import type { ImageAccess, ResolvedImage, ResolvedLayer } from '../image-store.ts';
 import type { ServedImages, ServedPlan } from './ports.ts';
 
 /** Resolving, all requests together: a registry that needs longer is in trouble, and is asked again later. */
 export const RESOLVE_DEADLINE_MS = 60_000;
-
-/** Node's name → Go's. */
-const ARCHITECTURES: Readonly<Record<string, string>> = { x64: 'amd64', ia32: '386', ppc64: 'ppc64le' };
 
 /** True when a layer carries the annotations of an accelerated one; what they say is judged when it is used. */
 export function isAccelerated(manifest: Pick<ImageManifest, 'layers'>): boolean {
@@ -56,7 +52,7 @@ export async function resolveImage(
 ): Promise<ResolvedImage> {
   const { resolver, images } = parts;
   const refuse = (what: string): AppError => new AppError('InvalidArgument', { op: 'resolve image', subject: reference, what });
-  const own = { os: 'linux', architecture: ARCHITECTURES[os.arch()] ?? os.arch() };
+  const own = { os: 'linux', architecture: ownArchitecture() };
   const platform = access.platform ?? own;
   if (platform.os !== own.os || platform.architecture !== own.architecture) {
     throw refuse(`it is wanted for ${platform.os}/${platform.architecture}, and this machine runs ${own.os}/${own.architecture}`);
