@@ -5,7 +5,7 @@
 import { spawn } from 'node:child_process';
 import { AppError } from '../base/errors.ts';
 import type { Credential } from './credentials.ts';
-import { HELPER_TIMEOUT_MS, MAX_TOKEN_RESPONSE_BYTES } from './limits.ts';
+import { HELPER_FAILURE_HOLD_MS, HELPER_TIMEOUT_MS, MAX_TOKEN_RESPONSE_BYTES } from './limits.ts';
 
 const HELPER_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/;
 /** What helpers print when they have nothing; any exit with this text means anonymous. */
@@ -18,8 +18,8 @@ export interface HelperOptions {
 }
 
 /**
- * Asks one helper. Undefined when it has no credentials for `server`. Throws FailedPrecondition when it cannot be run or answers
- * nonsense, DeadlineExceeded when it takes too long (it is killed then).
+ * Asks one helper. Undefined when it has no credentials for `server`. Throws Unavailable when it cannot be started or fails (its cloud
+ * may be away), FailedPrecondition when it answers nonsense, DeadlineExceeded when it takes too long (it is killed then).
  */
 export async function runCredentialHelper(name: string, server: string, options: HelperOptions = {}): Promise<Credential | undefined> {
   const subject = `docker-credential-${name.slice(0, 64)}`;
@@ -27,9 +27,13 @@ export async function runCredentialHelper(name: string, server: string, options:
   const { output, exitCode } = await run(subject, server, options);
   if (exitCode !== 0) {
     if (output.toLowerCase().includes(NOT_FOUND)) return undefined;
-    throw new AppError('FailedPrecondition', { op: 'run', subject, what: `ended with ${exitCode ?? 'a signal'}` });
+    throw unavailable(subject, `ended with ${exitCode ?? 'a signal'}`);
   }
   return parseAnswer(output, subject);
+}
+
+function unavailable(subject: string, what: string, cause?: unknown): AppError {
+  return new AppError('Unavailable', { op: 'run', subject, what, retryAfterMs: HELPER_FAILURE_HOLD_MS, cause });
 }
 
 function parseAnswer(output: string, subject: string): Credential | undefined {
@@ -65,7 +69,7 @@ function run(subject: string, server: string, options: HelperOptions): Promise<{
       () => stop(new AppError('DeadlineExceeded', { op: 'run', subject, what: `no answer in ${timeoutMs} ms` })),
       timeoutMs,
     );
-    process_.on('error', (cause) => stop(new AppError('FailedPrecondition', { op: 'run', subject, what: 'cannot be started', cause })));
+    process_.on('error', (cause) => stop(unavailable(subject, 'cannot be started', cause)));
     process_.stdout.on('data', (chunk: Buffer) => {
       sizeBytes += chunk.length;
       if (sizeBytes > MAX_TOKEN_RESPONSE_BYTES) {
@@ -74,7 +78,7 @@ function run(subject: string, server: string, options: HelperOptions): Promise<{
     });
     // A helper that does not read its input breaks the pipe; its exit says the rest.
     process_.stdin.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code !== 'EPIPE') stop(new AppError('FailedPrecondition', { op: 'run', subject, what: 'its input failed', cause: error }));
+      if (error.code !== 'EPIPE') stop(unavailable(subject, 'its input failed', error));
     });
     process_.on('close', (exitCode) => {
       clearTimeout(timer);

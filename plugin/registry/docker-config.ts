@@ -3,12 +3,13 @@
  * configuration file; overlaybd-formats.md 6.4 for keys with repository prefixes. The longest matching key wins, whatever its place.
  */
 import { readFile, stat } from 'node:fs/promises';
-import { LRUCache } from 'lru-cache';
 import { type Clock, systemClock } from '../base/clock.ts';
-import { AppError, errnoOf } from '../base/errors.ts';
-import { type HelperOptions, runCredentialHelper } from './credential-helper.ts';
+import { AppError, describeError, errnoOf } from '../base/errors.ts';
+import { type Logger, silentLogger } from '../base/log.ts';
+import type { HelperOptions } from './credential-helper.ts';
 import type { Credential, CredentialSource } from './credentials.ts';
-import { HELPER_CACHE_MS, MAX_DOCKER_CONFIG_BYTES, MAX_HELPER_ENTRIES } from './limits.ts';
+import { HelperAnswers } from './helper-answers.ts';
+import { KEEP_CREDENTIALS_MS, MAX_DOCKER_CONFIG_BYTES } from './limits.ts';
 
 interface AuthEntry {
   /** `host` or `host/path`, normalised. */
@@ -100,55 +101,84 @@ export function matchAuth(config: DockerConfig, host: string, repository: string
 
 export interface DockerConfigOptions extends HelperOptions {
   readonly clock?: Clock;
+  /** Told once when the file or a helper begins to fail. */
+  readonly logger?: Logger;
 }
 
-/**
- * A source over one file that is read again when it changes; a missing file means anonymous. Order: a key with a path, the registry's own
- * helper, a key with the host alone, the general helper.
- */
-export function dockerConfigSource(path: string, options: DockerConfigOptions = {}): CredentialSource {
-  const clock = options.clock ?? systemClock;
-  let stamp = '';
-  let config: DockerConfig | undefined;
-  const answers = new LRUCache<string, { untilMs: number; answer: Promise<Credential | undefined> }>({ max: MAX_HELPER_ENTRIES });
+/** The file, read again when it changes. */
+class ConfigFile {
+  private readonly path: string;
+  private readonly parts: { readonly clock: Clock; readonly logger: Logger; readonly onChange: () => void };
+  private config: DockerConfig | undefined;
+  /** What the file looked like when `config` was read, and when it last did. */
+  private stamp = '';
+  private goodAtMs = 0;
+  private isFailing = false;
 
-  const load = async (): Promise<DockerConfig | undefined> => {
+  constructor(path: string, parts: { readonly clock: Clock; readonly logger: Logger; readonly onChange: () => void }) {
+    this.path = path;
+    this.parts = parts;
+  }
+
+  /**
+   * Its content; undefined when there is no file. One that cannot be read or understood, as while somebody writes it in place, leaves the
+   * earlier content in use for {@link KEEP_CREDENTIALS_MS}; then, or without one, FailedPrecondition.
+   */
+  async load(): Promise<DockerConfig | undefined> {
+    const { clock, logger } = this.parts;
+    try {
+      await this.refresh();
+      this.goodAtMs = clock.monotonicMs();
+      this.isFailing = false;
+    } catch (error) {
+      if (!this.isFailing) {
+        logger.error({ err: describeError(error) }, 'docker’s configuration cannot be read; the earlier one, if any, stays in use');
+      }
+      this.isFailing = true;
+      if (this.config === undefined || clock.monotonicMs() - this.goodAtMs >= KEEP_CREDENTIALS_MS) throw error;
+    }
+    return this.config;
+  }
+
+  private async refresh(): Promise<void> {
+    const { path } = this;
     try {
       const info = await stat(path, { bigint: true });
       const found = `${info.ino} ${info.size} ${info.mtimeNs}`;
-      if (found === stamp) return config;
+      if (found === this.stamp) return;
       if (info.size > BigInt(MAX_DOCKER_CONFIG_BYTES)) {
         throw new AppError('FailedPrecondition', { op: 'read', subject: path, what: `larger than ${MAX_DOCKER_CONFIG_BYTES} bytes` });
       }
-      config = parseDockerConfig(await readFile(path, 'utf8'), path);
-      stamp = found;
-      answers.clear();
-      return config;
+      this.config = parseDockerConfig(await readFile(path, 'utf8'), path);
+      this.stamp = found;
+      this.parts.onChange();
     } catch (error) {
       if (errnoOf(error) === 'ENOENT') {
-        stamp = '';
-        config = undefined;
-        return undefined;
+        this.stamp = '';
+        this.config = undefined;
+        return;
       }
       throw error instanceof AppError
         ? error
         : new AppError('FailedPrecondition', { op: 'read', subject: path, what: errnoOf(error) ?? 'cannot be read', cause: error });
     }
-  };
+  }
+}
 
-  const ask = (helper: string, host: string): Promise<Credential | undefined> => {
-    const key = `${helper} ${host}`;
-    const known = answers.get(key);
-    if (known !== undefined && clock.monotonicMs() < known.untilMs) return known.answer;
-    const answer = runCredentialHelper(helper, host === 'docker.io' ? HUB_SERVER : host, options);
-    answers.set(key, { untilMs: clock.monotonicMs() + HELPER_CACHE_MS, answer });
-    // A failure is not remembered; whoever waits for it gets it.
-    answer.then(undefined, () => answers.delete(key));
-    return answer;
-  };
+/**
+ * A source over one file that is read again when it changes; a missing file means anonymous. Order: a key with a path, the registry's own
+ * helper, a key with the host alone, the general helper. While the file is broken or a helper fails, what they said last stays in use.
+ */
+export function dockerConfigSource(path: string, options: DockerConfigOptions = {}): CredentialSource {
+  const clock = options.clock ?? systemClock;
+  const logger = options.logger ?? silentLogger;
+  const helpers = new HelperAnswers(options, { clock, logger });
+  const file = new ConfigFile(path, { clock, logger, onChange: () => helpers.clear() });
+  const ask = (helper: string, host: string): Promise<Credential | undefined> =>
+    helpers.ask(helper, host === 'docker.io' ? HUB_SERVER : host);
 
   return async (host, repository) => {
-    const current = await load();
+    const current = await file.load();
     if (current === undefined) return undefined;
     const entry = matchAuth(current, host, repository);
     if (entry?.key.includes('/')) return entry.credential;

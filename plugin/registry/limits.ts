@@ -87,6 +87,12 @@ export const HELPER_TIMEOUT_MS = 10_000;
 
 /** A helper's answer is reused this long: starting a process per repository and second would be felt. */
 export const HELPER_CACHE_MS = 30_000;
+
+/** After a failure it is not run again for this long: short, since reads must go on soon after the cloud login's return. */
+export const HELPER_FAILURE_HOLD_MS = 500;
+
+/** While a helper fails or docker's file cannot be read, what they said last goes on for this long: six times the patience of a read. */
+export const KEEP_CREDENTIALS_MS = 3_600_000;
 export const MAX_HELPER_ENTRIES = 256;
 
 /** docker's config.json; a node with a thousand registries has 200 KiB. */

@@ -1,6 +1,7 @@
 /**
  * The credentials with which this node reads from registries, in order: what pods brought and is kept for them, docker's configuration, what
- * people stored. A vault that cannot be read costs no more than its content: public images go on.
+ * people stored. A vault that cannot be read costs no more than its content: public images go on. Docker's configuration keeps what it
+ * last said; without that, its failure is told: going on without it would turn "away" into "refused".
  */
 import path from 'node:path';
 import type { Config } from '../base/config/config.ts';
@@ -40,7 +41,7 @@ export function nodeCredentials(config: Pick<Config, 'registry'>, vault: OriginS
   const { dockerConfig } = config.registry;
   return firstCredential(
     tolerant(vault.ofPods),
-    ...(dockerConfig === undefined ? [] : [dockerConfigSource(dockerConfig)]),
+    ...(dockerConfig === undefined ? [] : [dockerConfigSource(dockerConfig, { logger })]),
     tolerant(vault.ofAdmin),
   );
 }

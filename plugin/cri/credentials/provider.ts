@@ -81,7 +81,7 @@ function parseResponse(text: string, subject: string, imageName: string): Provid
 
 /**
  * Credentials by a rule; undefined when its source has none for the image. Errors: FailedPrecondition (cannot be run, fails, answers
- * nonsense), DeadlineExceeded, Unavailable (socket), the signal's reason.
+ * nonsense), DeadlineExceeded, Unavailable (socket; a docker helper that fails), the signal's reason.
  */
 export async function askProvider(rule: CredentialRule, query: ProviderQuery, signal: AbortSignal): Promise<Provided | undefined> {
   if (rule.source === 'docker-helper') {

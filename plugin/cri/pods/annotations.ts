@@ -77,7 +77,7 @@ function readId(value: string): string | undefined {
 
 /** A Kubernetes quantity in whole GiB, rounded up; a number without a unit is GiB, as in the vendor's API. */
 function readGib(value: string): number | undefined {
-  const gib = /^[0-9]{1,4}$/.test(value) ? Number(value) : gibOf(parseQuantity(value));
+  const gib = /^[0-9]+$/.test(value) ? Number(value) : gibOf(parseQuantity(value));
   return gib !== undefined && gib <= MAX_EXTRA_GIB ? gib : undefined;
 }
 

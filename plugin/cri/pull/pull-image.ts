@@ -12,9 +12,10 @@ import type { PodImageRow } from '../../../db/pod-store.ts';
 import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { CacheService, ImageRegistryCredential } from '../../cache/types.ts';
+import { credentialFingerprint } from '../../registry/credentials.ts';
 import { parseReference, type Reference } from '../../registry/reference.ts';
 import type { CredentialVault } from '../../registry/vault/vault.ts';
-import { authOf } from '../credentials/auth-config.ts';
+import { authOf, credentialOf } from '../credentials/auth-config.ts';
 import type { Candidate, CredentialBroker } from '../credentials/broker.ts';
 import type { RightsChecker } from '../credentials/rights.ts';
 import type { KnownPod, PodBook } from '../pods/pod-book.ts';
@@ -130,8 +131,10 @@ export class PullImageHandler {
         events.add('pod-match-failed', `${namespace}/${name}`, `${image} is pulled without image caches: ${describeError(error)}`);
         return { decision: 'pull', cacheId: null, digest: null, reasons: [describeError(error)], wantsAutoCreate: false };
       }
+      const isNews = known?.reasons !== JSON.stringify([error.message]);
       pods.record(uid, image, { decision: 'refused', cacheId: pod.rules.pin, digest: null, outcome: null, reasons: [error.message] });
-      events.add('pod-pin-refused', `${namespace}/${name}`, error.message);
+      // kubelet tries again for as long as the pod is there.
+      if (isNews) events.add('pod-pin-refused', `${namespace}/${name}`, error.message);
       throw new Refusal(error);
     }
     pods.record(uid, image, { ...decision, outcome: null });
@@ -223,27 +226,37 @@ export class PullImageHandler {
   /** containerd pulls, with the credentials that the registry takes. */
   private async byContainerd(pull: Pull, decision: CacheDecision | undefined, candidates: readonly Candidate[]): Promise<UnaryAnswer> {
     const { call, request, reference } = pull;
-    const chosen = await this.choose(pull, candidates);
-    await this.keep(chosen);
-    const isOwn = chosen === undefined || chosen === candidates.find(({ origin }) => origin === 'pull') || request.auth !== undefined;
-    const answer = await call.forward(isOwn ? undefined : withAuth(call.message, authOf(chosen.credential)));
-    if (decision !== undefined && grpcStatusOf(answer) === 0) {
+    const { candidate, isSure } = await this.choose(pull, candidates);
+    // Layers are resolved while containerd pulls, so what it pulls with is there before.
+    const { vault } = this.options;
+    const id = candidate?.entry?.id;
+    const before = id === undefined ? undefined : vault.get(id);
+    await this.keep(candidate);
+    const brought = credentialFingerprint(credentialOf(request.auth, reference.host));
+    const isOwn = candidate === undefined || credentialFingerprint(candidate.credential) === brought;
+    const answer = await call.forward(isOwn ? undefined : withAuth(call.message, authOf(candidate.credential)));
+    const isPulled = grpcStatusOf(answer) === 0;
+    if (id !== undefined && !isSure && !isPulled) await vault.restore(id, before);
+    if (decision !== undefined && isPulled) {
       const resolution = this.options.resolutionOf(reference);
-      const how = chosen === undefined ? [] : [`pulled with credentials of ${chosen.source}`];
+      const how = candidate === undefined ? [] : [`pulled with credentials of ${candidate.source}`];
       this.note(pull, decision, resolution?.outcome ?? 'present', [...how, resolution?.reason ?? 'its layers were here already']);
     }
     return answer;
   }
 
-  /** The first credentials that the registry takes; of those that it did not judge, the best; undefined: it refuses all. */
-  private async choose({ reference, call }: Pull, candidates: readonly Candidate[]): Promise<Candidate | undefined> {
+  /** The first credentials that the registry takes; of those that it did not judge, the best; none: it refuses all. */
+  private async choose(
+    { reference, call }: Pull,
+    candidates: readonly Candidate[],
+  ): Promise<{ candidate: Candidate | undefined; isSure: boolean }> {
     let unjudged: Candidate | undefined;
     for (const candidate of candidates) {
       const { verdict } = await this.options.rights.check(reference, undefined, candidate.credential, call.signal);
-      if (verdict === 'granted') return candidate;
+      if (verdict === 'granted') return { candidate, isSure: true };
       if (verdict === 'unknown') unjudged ??= candidate;
     }
-    return unjudged;
+    return { candidate: unjudged, isSure: false };
   }
 
   /** For the reads that follow: layers are fetched lazily, by processes that no pod talks to. */

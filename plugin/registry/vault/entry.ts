@@ -39,13 +39,17 @@ function covers(entry: VaultEntry, name: string): boolean {
   return name === entry.prefix || (!entry.isExact && name.startsWith(`${entry.prefix}/`));
 }
 
-/** The entry with the longest prefix, then the newest; one that has expired only when there is no other. */
+/**
+ * The entry with the longest prefix, then one that is kept fresh rather than one that is not, then the newest; one that has expired only when
+ * there is no other.
+ */
 export function bestEntry(entries: Iterable<VaultEntry>, host: string, repository: string, nowMs: number): VaultEntry | undefined {
   const name = `${host.toLowerCase()}/${repository}`;
   let best: VaultEntry | undefined;
-  const rank = (entry: VaultEntry): [number, number, number] => [
+  const rank = (entry: VaultEntry): readonly number[] => [
     entry.expiresMs === null || entry.expiresMs > nowMs ? 1 : 0,
     entry.prefix.length,
+    entry.renewal === null ? 0 : 1,
     entry.savedMs,
   ];
   for (const entry of entries) {

@@ -70,6 +70,13 @@ export class CredentialVault {
     await this.write();
   }
 
+  /** Puts back what {@link get} gave before a put that proved wrong; undefined: nothing was there. Durable when it resolves. */
+  async restore(id: string, entry: VaultEntry | undefined): Promise<void> {
+    if (entry === undefined) this.entries.delete(id);
+    else this.entries.set(id, entry);
+    await this.write();
+  }
+
   /** False when there is none of that id. */
   async delete(id: string): Promise<boolean> {
     if (!this.entries.delete(id)) return false;

@@ -3,6 +3,8 @@
  * record, and what must never be borrowed.
  */
 import fs from 'node:fs/promises';
+import http from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type Database, openDatabase } from '../../../../db/database.ts';
 import { systemClock } from '../../../../plugin/base/clock.ts';
@@ -299,6 +301,57 @@ describe('a pod whose images are known beforehand', () => {
     expect(caches.service.list({ owner: 'system' }).caches.every(({ images }) => images.length === 2)).toBe(true);
   });
 
+  test('is known from the API server, with its Secrets; another pod of its name, or no answer, leaves it to its pulls', async () => {
+    const secret = Buffer.from(JSON.stringify({ auths: { 'r.example/team': { username: 'from-secret', password: 'good' } } })).toString(
+      'base64',
+    );
+    const spec = {
+      serviceAccountName: 'puller',
+      imagePullSecrets: [{ name: 'acr-credential-a' }],
+      initContainers: [{ image: B }],
+      containers: [{ image: A }],
+    };
+    const objects: Record<string, unknown> = {
+      '/api/v1/namespaces/team/pods/p': { kind: 'Pod', metadata: { name: 'p', namespace: 'team', uid: 'uid-p' }, spec },
+      '/api/v1/namespaces/team/pods/q': { kind: 'Pod', metadata: { name: 'q', namespace: 'team', uid: 'another' }, spec },
+      '/api/v1/namespaces/team/serviceaccounts/puller': {},
+      '/api/v1/namespaces/team/secrets/acr-credential-a': {
+        type: 'kubernetes.io/dockerconfigjson',
+        metadata: { name: 'acr-credential-a', namespace: 'team' },
+        data: { '.dockerconfigjson': secret },
+      },
+    };
+    const server = http.createServer((request, response) => {
+      const found = objects[request.url ?? ''];
+      response.statusCode = found === undefined ? 404 : 200;
+      response.end(JSON.stringify(found ?? {}));
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    stack.defer(async () => {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    });
+    const { port } = server.address() as AddressInfo;
+    const kubeconfig = await scratch.file(
+      'kubeconfig',
+      `current-context: a\ncontexts: [{name: a, context: {cluster: c}}]\nclusters: [{name: c, cluster: {server: "http://127.0.0.1:${port}"}}]\n`,
+    );
+    await restart({ kubeconfig });
+    allowed = new Set(['from-secret:good']);
+    for (const reference of [A, B]) pullable(reference);
+    caches.node.hold();
+    expect((await pull(A, { name: 'p' })).code).toBe(CODES.ok);
+    expect(service.explainPod('team/p')).toMatchObject({ images: [B, A], imagesFrom: 'api-server' });
+    expect(runtime.pulls).toEqual([{ image: A, auth: 'from-secret:good' }]);
+    expect(decisionFor('p', A)?.reasons.join()).toContain('Secret team/acr-credential-a');
+    expect(await vault.sources().ofPods('r.example', 'team/a')).toEqual({ username: 'from-secret', password: 'good' });
+    allowed = new Set(['']);
+    expect((await pull(A, { name: 'q' })).code).toBe(CODES.ok);
+    expect(service.explainPod('team/q')).toMatchObject({ images: [A], imagesFrom: 'pulls' });
+    expect(decisionFor('q', A)?.reasons.join()).toContain('another pod of this name');
+    expect(runtime.pulls.at(-1)).toEqual({ image: A, auth: '' });
+  });
+
   test('may have what its containers may write', async () => {
     await fs.mkdir(scratch.join('manifests'));
     const limited = {
@@ -383,6 +436,13 @@ describe('when parts fail', () => {
     pullable(A);
     expect((await pull(A, { name: 'p', annotations: { [AUTO]: 'false' }, auth: { username: 'u', password: 'p' } })).code).toBe(CODES.ok);
     expect(runtime.pulls).toEqual([{ image: A, auth: 'u:p' }]);
+    expect(await vault.sources().ofPods('r.example', 'team/a')).toEqual({ username: 'u', password: 'p' });
+    // What nobody confirmed and containerd could not pull with takes no other's place.
+    runtime.registry.delete(A);
+    expect((await pull(A, { name: 'q', annotations: { [AUTO]: 'false' }, auth: { username: 'v', password: 'w' } })).code).toBe(
+      CODES.notFound,
+    );
+    expect(await vault.sources().ofPods('r.example', 'team/a')).toEqual({ username: 'u', password: 'p' });
   });
 
   test('a pull that no pod makes goes through', async () => {
