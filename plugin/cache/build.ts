@@ -108,15 +108,15 @@ export class Build {
 
   private async prepareAll(images: readonly ResolvedImage[], until: PrepareOptions['until']): Promise<void> {
     const totalBytes = images.reduce((sum, image) => sum + image.sizeBytes, 0);
-    const limitBytes = targetSizeOf(this.record) * GIB;
+    // What is left when all are here may be taken by any of them; makeRoom saw that it is not negative.
+    const spareBytes = targetSizeOf(this.record) * GIB - sizeOfImages(images);
     let doneBytes = 0;
     for (const image of images) {
-      const others = images.filter((other) => other !== image);
       const { fetchedBytes } = await this.parts.store.prepare(this.id, image, {
         access: this.access,
         signal: this.signal,
         workerName: workerNameOf(this.id),
-        reservationBytes: limitBytes - sizeOfImages(others),
+        reservationBytes: image.sizeBytes + spareBytes,
         until,
         onProgress: (progress) => {
           const share = progress.totalBytes === 0 ? 0 : Math.min(1, progress.doneBytes / progress.totalBytes);

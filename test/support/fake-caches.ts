@@ -195,6 +195,11 @@ export class FakeNode {
     const held = this.pins.get(cacheId) ?? new Map<string, ResolvedImage>();
     this.pins.set(cacheId, held);
     held.set(image.platformDigest, image);
+    const { reservationBytes } = options;
+    if (image.sizeBytes > reservationBytes) {
+      const details = { neededBytes: image.sizeBytes, limitBytes: reservationBytes };
+      throw new AppError('ResourceExhausted', { op: 'prepare', subject: image.reference, what: 'larger than its reservation', details });
+    }
     let fetchedBytes = 0;
     let doneBytes = 0;
     // A start needs the first layer.

@@ -54,6 +54,17 @@ test('images that are larger than the cache fail it with both numbers, and nothi
   expect(() => caches.service.get(imageCacheId)).toThrowError(expect.objectContaining({ code: 'NotFound' }));
 });
 
+test('images that share most of their bytes fit a cache that each of them nearly fills', async () => {
+  await using caches = host();
+  const big = { layerMib: 9 * 1024 };
+  for (const name of ['a', 'b']) caches.node.push(fakeImage(`registry.example/${name}:1`, ['common', 'more'], { ...big, salt: name }));
+  const images = ['registry.example/a:1', 'registry.example/b:1'];
+  const { imageCacheId } = await caches.service.create({ imageCacheName: 'two', images });
+  await caches.settle();
+  expect(caches.service.get(imageCacheId)).toMatchObject({ status: 'Ready', failure: null });
+  expect(caches.service.usage().committedBytes).toBe(18 * GIB);
+});
+
 test('a registry that is away for a moment is tried again; one that says no is not', async () => {
   await using caches = host();
   const away = (): AppError => new AppError('Unavailable', { op: 'fetch', subject: WEB.reference, what: 'connection reset' });
