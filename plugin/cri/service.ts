@@ -169,7 +169,7 @@ export async function startCri(options: CriOptions, dependencies: CriDependencie
     events.add('credential-rules-refused', options.rulesFile ?? '', error.message),
   );
   const dockerConfig: CredentialSource | undefined =
-    options.dockerConfig === undefined ? undefined : dockerConfigSource(options.dockerConfig);
+    options.dockerConfig === undefined ? undefined : dockerConfigSource(options.dockerConfig, { logger });
   const pods = new PodBook({
     store,
     facts: new PodFactsFinder({ kube, manifestsDir: options.manifestsDir }),

@@ -187,7 +187,8 @@ export const SECTION_OPTIONS = {
       reason: "containerd's hosts.toml directories: mirrors, CAs, client certificates",
     }),
     docker_config: optionalPath({
-      reason: 'A docker config.json with credentials or credential helpers; unset: anonymous. Read again when it changes',
+      reason:
+        'A docker config.json with credentials or credential helpers; unset: anonymous. Read again when it changes. While it cannot be read, or a helper fails, its last word counts for an hour',
     }),
     plain_http: hosts({ maxCount: 100, reason: 'Registries spoken to without TLS; loopback ones are so without being listed' }),
     response_timeout: duration({

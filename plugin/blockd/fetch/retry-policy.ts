@@ -2,6 +2,7 @@
  * What follows a failed fetch that a reader waits for. Pure.
  *
  *   Unavailable, DeadlineExceeded, Unauthenticated, ResourceExhausted   again, until the patience is spent
+ *   FailedPrecondition                                                  the same: settings of this node that a person or program is writing
  *   NotFound, PermissionDenied                                          again for 30 s (a push or new credentials may be under way)
  *   DataLoss                                                            once more, from another mirror
  *   anything else                                                       no
@@ -22,6 +23,7 @@ export function patienceFor(error: AppError, patienceMs: number): number {
     case 'DeadlineExceeded':
     case 'Unauthenticated':
     case 'ResourceExhausted':
+    case 'FailedPrecondition':
       return patienceMs;
     case 'NotFound':
     case 'PermissionDenied':

@@ -12,7 +12,7 @@ import type { RegistryAccess } from './protocol.ts';
  */
 export function openRegistry({ dockerConfig, vault, ...access }: RegistryAccess, logger: Logger): RegistryClient {
   const sources = [
-    ...(dockerConfig === undefined ? [] : [dockerConfigSource(dockerConfig)]),
+    ...(dockerConfig === undefined ? [] : [dockerConfigSource(dockerConfig, { logger })]),
     ...(vault === undefined ? [] : [sealedSources(vault).ofAdmin]),
   ];
   return new RegistryClient({

@@ -1,8 +1,10 @@
-/** docker's config.json: which entry counts, helpers, and files that change or are broken. */
-import { chmodSync, mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
+/** docker's config.json: which entry counts, helpers, and files that change, are broken, or break while they are in use. */
+import { chmodSync, existsSync, mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import pino from 'pino';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { systemClock } from '../../../../plugin/base/clock.ts';
 import { describeError } from '../../../../plugin/base/errors.ts';
 import { runCredentialHelper } from '../../../../plugin/registry/credential-helper.ts';
 import { dockerConfigSource, parseDockerConfig } from '../../../../plugin/registry/docker-config.ts';
@@ -115,7 +117,7 @@ describe('helpers', () => {
   });
 
   test.each([
-    ['fails', 'echo "token abc leaked" >&2; echo "token abc leaked"; exit 3', 'FailedPrecondition'],
+    ['fails', 'echo "token abc leaked" >&2; echo "token abc leaked"; exit 3', 'Unavailable'],
     ['answers no JSON', 'echo "token abc"', 'FailedPrecondition'],
     ['answers too much', 'yes 0123456789 | head -c 400000', 'FailedPrecondition'],
     ['never ends', 'sleep 60', 'DeadlineExceeded'],
@@ -128,7 +130,80 @@ describe('helpers', () => {
     expect(describeError(error)).not.toContain('abc');
   });
 
-  test.each(['../evil', 'a/b', '', 'x y', 'missing-helper'])('the name %j runs nothing', async (name) => {
+  test('a helper that is not there cannot be started, which may pass', async () => {
+    expect((await failureOf(runCredentialHelper('missing-helper', 'a.example', { env: env() }))).code).toBe('Unavailable');
+  });
+
+  test.each(['../evil', 'a/b', '', 'x y'])('the name %j runs nothing', async (name) => {
     expect((await failureOf(runCredentialHelper(name, 'a.example', { env: env() }))).code).toBe('FailedPrecondition');
+  });
+});
+
+describe('what goes on when the source of credentials fails', () => {
+  const HOUR_MS = 3_600_000;
+  let atMs = 0;
+  const clock = { ...systemClock, monotonicMs: () => atMs };
+  const linesOf = () => {
+    const lines: string[] = [];
+    return { lines, logger: pino({ level: 'info' }, { write: (line: string) => void lines.push(line) }) };
+  };
+
+  test('a file that is being written in place leaves the earlier content in use, for an hour, and is told of once', async () => {
+    const { lines, logger } = linesOf();
+    write({ auths: { 'a.example': auth('one') } });
+    const source = dockerConfigSource(file, { clock, logger });
+    expect(await source('a.example', 'x')).toEqual(user('one'));
+    write('');
+    for (let question = 0; question < 3; question += 1) expect(await source('a.example', 'x')).toEqual(user('one'));
+    write('{"auths":{"a.example":{"auth":"c2Vjc');
+    atMs += HOUR_MS - 1;
+    expect(await source('a.example', 'x')).toEqual(user('one'));
+    expect(lines).toHaveLength(1);
+    expect(lines[0]).not.toContain('c2Vjc');
+    atMs += 1;
+    expect((await failureOf(source('a.example', 'x'))).code).toBe('FailedPrecondition');
+    write({ auths: { 'a.example': auth('another') } });
+    expect(await source('a.example', 'x')).toEqual(user('another'));
+  });
+
+  test('a helper that fails leaves its last answer in use, for an hour, and is told of once; its return counts', async () => {
+    const { lines, logger } = linesOf();
+    const answer = (name: string) => helper('cloud', `echo '{"Username":"${name}","Secret":"s"}'`);
+    answer('first');
+    write({ auths: {}, credsStore: 'cloud' });
+    const source = dockerConfigSource(file, { clock, logger, env: env() });
+    expect(await source('a.example', 'x')).toEqual({ username: 'first', password: 's' });
+    helper('cloud', 'echo "token abc leaked"; exit 1');
+    atMs += 30_000;
+    for (let question = 0; question < 3; question += 1) {
+      expect(await source('a.example', 'x')).toEqual({ username: 'first', password: 's' });
+      atMs += 500;
+    }
+    expect(lines).toHaveLength(1);
+    expect(lines[0]).not.toContain('abc');
+    atMs += HOUR_MS;
+    expect((await failureOf(source('a.example', 'x'))).code).toBe('Unavailable');
+    answer('second');
+    // Not at once: a failure holds for half a second.
+    expect((await failureOf(source('a.example', 'x'))).code).toBe('Unavailable');
+    atMs += 500;
+    expect(await source('a.example', 'x')).toEqual({ username: 'second', password: 's' });
+  });
+
+  test('nobody waits for a helper that failed before and now hangs, while there is an answer to go on with', async () => {
+    helper('cloud', `echo '{"Username":"u","Secret":"s"}'`);
+    write({ auths: {}, credsStore: 'cloud' });
+    const source = dockerConfigSource(file, { clock, env: env() });
+    await source('a.example', 'x');
+    helper('cloud', 'exit 1');
+    atMs += 30_000;
+    await source('a.example', 'x');
+    helper('cloud', `touch ${dir}/hangs; while ! [ -e ${dir}/go ]; do sleep 0.05; done; echo '{"Username":"new","Secret":"s"}'`);
+    atMs += 500;
+    expect(await source('a.example', 'x')).toEqual({ username: 'u', password: 's' });
+    await expect.poll(() => existsSync(join(dir, 'hangs')), { timeout: 20_000 }).toBe(true);
+    expect(await source('a.example', 'x')).toEqual({ username: 'u', password: 's' });
+    writeFileSync(join(dir, 'go'), '');
+    await expect.poll(() => source('a.example', 'x'), { timeout: 20_000 }).toEqual({ username: 'new', password: 's' });
   });
 });

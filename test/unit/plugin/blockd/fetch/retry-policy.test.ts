@@ -10,6 +10,7 @@ test.each([
   ['DeadlineExceeded', 600_000],
   ['Unauthenticated', 600_000],
   ['ResourceExhausted', 600_000],
+  ['FailedPrecondition', 600_000],
   ['NotFound', 30_000],
   ['PermissionDenied', 30_000],
   ['DataLoss', 0],

@@ -1,0 +1,113 @@
+/**
+ * The fetch scheduler and the registry client together, over real connections: trouble that arises in the one and is waited out in the
+ * other. Readers of a running container see none of it.
+ */
+import fs from 'node:fs';
+import path from 'node:path';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { systemClock } from '../../../../../plugin/base/clock.ts';
+import { FetchScheduler } from '../../../../../plugin/blockd/fetch/fetch-scheduler.ts';
+import type { FetchEvent } from '../../../../../plugin/blockd/fetch/fetch-types.ts';
+import { registryRanges } from '../../../../../plugin/blockd/range-source.ts';
+import type { RegistryClientOptions } from '../../../../../plugin/registry/client.ts';
+import { dockerConfigSource } from '../../../../../plugin/registry/docker-config.ts';
+import { type FaultRegistry, startFaultRegistry } from '../../../../support/fault-registry.ts';
+import { testClient } from '../../../../support/registry-client.ts';
+import { bytesOf, openStore, read, scratchDir, UNIT } from '../../file/store/store-support.ts';
+
+const WAIT = { timeout: 20_000 };
+const UNITS = 60;
+
+/** A blob of `registry`, read through a scheduler and a client of their own. */
+async function reader(registry: FaultRegistry, seed: number, options: RegistryClientOptions = {}, host = registry.host) {
+  const client = testClient(options);
+  const { store } = await openStore({ rootDir: scratchDir() });
+  const events: FetchEvent[] = [];
+  const onEvent = (event: FetchEvent): void => void events.push(event);
+  const scheduler = new FetchScheduler({ store, fetchRange: registryRanges(client), clock: systemClock, onEvent, random: () => 1 });
+  onTestFinished(async () => {
+    await scheduler.close();
+    await store.close();
+    await client.close();
+  });
+  const bytes = bytesOf(seed, UNITS * UNIT);
+  const repositories = [{ host, repository: 'team/app' }];
+  const blob = await store.acquire({ digest: registry.addBlob(bytes), sizeBytes: bytes.length, repositories });
+  return {
+    client,
+    events,
+    kinds: () => events.map((event) => event.kind),
+    /** Reads a unit as a container does: waits until it is there, then compares. */
+    async demand(unit: number): Promise<void> {
+      await scheduler.ensure(blob, [{ offsetBytes: unit * UNIT, lengthBytes: UNIT }], 'demand', new AbortController().signal);
+      expect(Buffer.from(read(blob, unit * UNIT, UNIT) as Uint8Array).equals(bytes.subarray(unit * UNIT, (unit + 1) * UNIT))).toBe(true);
+    },
+  };
+}
+
+describe('credentials that cannot be had for a while', () => {
+  let registry: FaultRegistry;
+  beforeAll(async () => {
+    registry = await startFaultRegistry({ auth: { kind: 'basic', username: 'u', password: 'p' } });
+  });
+  afterAll(() => registry.stop());
+
+  function setUp() {
+    const dir = scratchDir();
+    const file = path.join(dir, 'config.json');
+    const program = path.join(dir, 'docker-credential-cloud');
+    let passedMs = 0;
+    const clock = { ...systemClock, monotonicMs: () => systemClock.monotonicMs() + passedMs };
+    return {
+      credentials: dockerConfigSource(file, { clock, env: { PATH: `${dir}:${process.env.PATH}` } }),
+      /** So that helpers are asked again. */
+      aMinutePasses: () => void (passedMs += 60_000),
+      config: (text: string) => fs.writeFileSync(file, text),
+      helper: (script: string) => fs.writeFileSync(program, `#!/bin/sh\n${script}\n`, { mode: 0o755 }),
+    };
+  }
+  const withHelper = '{"credsStore":"cloud"}';
+  const goodConfig = () => JSON.stringify({ auths: { [registry.host]: { username: 'u', password: 'p' } } });
+  const goodHelper = 'echo \'{"Username":"u","Secret":"p"}\'';
+
+  test('a helper that fails from the start: the read waits for it', async () => {
+    const { credentials, config, helper } = setUp();
+    config(withHelper);
+    helper('exit 1');
+    const { demand, kinds, events } = await reader(registry, 1, { credentials });
+    const waiting = demand(3);
+    await vi.waitFor(() => expect(kinds()).toEqual(['fetch-waiting']), WAIT);
+    expect(events[0]).toMatchObject({ code: 'Unavailable' });
+    helper(goodHelper);
+    await waiting;
+    expect(kinds()).toEqual(['fetch-waiting', 'fetch-resumed']);
+  });
+
+  test('a helper that fails later, and a configuration that is half written later: reads go on as if nothing had happened', async () => {
+    const { credentials, config, helper, aMinutePasses } = setUp();
+    config(withHelper);
+    helper(goodHelper);
+    const { demand, kinds, client } = await reader(registry, 2, { credentials });
+    await demand(3);
+    helper('exit 1');
+    aMinutePasses();
+    client.forgetLogins();
+    await demand(10);
+    config('{"credsSt');
+    client.forgetLogins();
+    await demand(20);
+    expect(kinds()).toEqual([]);
+  });
+
+  test('a configuration that is no JSON from the start: the read waits until it is', async () => {
+    const { credentials, config } = setUp();
+    config('{"auths":');
+    const { demand, kinds, events } = await reader(registry, 3, { credentials });
+    const waiting = demand(3);
+    await vi.waitFor(() => expect(kinds()).toEqual(['fetch-waiting']), WAIT);
+    expect(events[0]).toMatchObject({ code: 'FailedPrecondition' });
+    config(goodConfig());
+    await waiting;
+    expect(kinds()).toEqual(['fetch-waiting', 'fetch-resumed']);
+  });
+});
