@@ -48,13 +48,19 @@ export class ChunkVerifier {
   }
 
   /**
-   * Fetches and checks a blob's list, so that everything fetched from then on is checked. Nothing to do without a list. Errors:
+   * Fetches and checks a blob's list, so that everything fetched from then on is checked. Nothing to do without a list, and for a blob that
+   * is whole and proven unless it `isDamaged`. Errors:
    * InvalidArgument (a list that cannot belong to the blob), DataLoss (the list or the bytes beside it are not what their digests name),
    * ResourceExhausted (too many lists in use).
    */
-  async load(handle: BlobHandle, parts: { store: ChunkStore; scheduler: FetchScheduler }, signal: AbortSignal): Promise<void> {
+  async load(
+    handle: BlobHandle,
+    parts: { store: ChunkStore; scheduler: FetchScheduler },
+    signal: AbortSignal,
+    { isDamaged = false } = {},
+  ): Promise<void> {
     const { chunkList, digest } = handle.source;
-    if (chunkList === undefined || handle.isVerified || this.known.has(handle.blobId)) return;
+    if (chunkList === undefined || this.known.has(handle.blobId) || (handle.isVerified && !isDamaged)) return;
     const coveredBytes = checkedCover(handle.source, chunkList);
     const what = `lists in use take ${this.totalBytes} of ${this.maxTotalBytes} bytes, and this one ${chunkList.sizeBytes}`;
     if (this.totalBytes + chunkList.sizeBytes > this.maxTotalBytes)

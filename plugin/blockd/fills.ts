@@ -1,10 +1,10 @@
 /** Whole blobs on demand: for people who want an image's layers as files (`obdctl materialize`), and for caches. */
-import type { Clock } from '../base/clock.ts';
 import { AppError } from '../base/errors.ts';
 import { FETCH_STREAM_BYTES } from '../base/limits.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import type { BlobHandle } from '../file/store/blob-handle.ts';
 import type { ChunkStore } from '../file/store/chunk-store.ts';
+import type { ChunkVerifier } from './chunk-verifier.ts';
 import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
 
 /** Asked for at once: sixteen requests of a stream. */
@@ -22,16 +22,20 @@ const HOLD_MS = 10 * 60_000;
 /** Blobs held at once: an image of the most layers the format knows. */
 const MAX_HELD = 255;
 
+export interface FillParts {
+  store: ChunkStore;
+  scheduler: FetchScheduler;
+  /** A device may read the blob while it is filled: what has a list is checked from the first unit on. */
+  chunks: ChunkVerifier;
+}
+
 /**
  * Makes every byte of a blob local and checks its digest. Errors: DataLoss (the registry's bytes are not what the digest names),
  * ResourceExhausted (no room in the store), those of the registry.
  */
-export async function fetchAndVerify(
-  parts: { store: ChunkStore; scheduler: FetchScheduler },
-  handle: BlobHandle,
-  signal: AbortSignal,
-): Promise<void> {
+export async function fetchAndVerify(parts: FillParts, handle: BlobHandle, signal: AbortSignal): Promise<void> {
   if (handle.isVerified) return;
+  await parts.chunks.load(handle, parts, signal);
   const { digest } = handle.source;
   let outcome: Awaited<ReturnType<ChunkStore['verifyComplete']>> = 'incomplete';
   for (let attempt = 1; outcome === 'incomplete' && attempt <= ATTEMPTS; attempt += 1) {
@@ -53,10 +57,10 @@ async function fetchAll(scheduler: FetchScheduler, handle: BlobHandle, signal: A
 }
 
 export class Fills {
-  private readonly parts: { store: ChunkStore; scheduler: FetchScheduler; clock: Clock };
+  private readonly parts: FillParts;
   private readonly held = new Map<string, { handle: BlobHandle; timer: NodeJS.Timeout }>();
 
-  constructor(parts: { store: ChunkStore; scheduler: FetchScheduler; clock: Clock }) {
+  constructor(parts: FillParts) {
     this.parts = parts;
   }
 

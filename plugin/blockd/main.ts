@@ -131,9 +131,9 @@ async function main(): Promise<void> {
     },
   });
   const spans = new SpanMaker({ store, scheduler, threads: inflating, log });
-  const fills = new Fills({ store, scheduler, clock });
+  const fills = new Fills({ store, scheduler, chunks });
   const pinFiles = new PinFiles(path.join(config.paths.root, 'pins'), log);
-  const pins = new Pins({ store, scheduler, files: pinFiles, budgetBytes: config.store.budgetBytes, log });
+  const pins = new Pins({ store, scheduler, chunks, files: pinFiles, budgetBytes: config.store.budgetBytes, log });
 
   let isStopping = false;
   const stop = async (unmount: boolean): Promise<void> => {

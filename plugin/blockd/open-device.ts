@@ -173,6 +173,8 @@ export class OpenDevice {
       await this.parts.store.drop(handle, offset, lengthBytes);
       return;
     }
+    // A blob that was whole needed no list until now.
+    await this.parts.chunks.load(handle, this.parts, signal, { isDamaged: true });
     await this.parts.scheduler.repair(handle, offset, lengthBytes, signal);
   }
 

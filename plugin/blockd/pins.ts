@@ -15,6 +15,7 @@ import type { BlobSource } from '../file/device-spec.ts';
 import type { BlobHandle } from '../file/store/blob-handle.ts';
 import { blobKeyOf } from '../file/store/blob-key.ts';
 import type { ChunkStore } from '../file/store/chunk-store.ts';
+import type { ChunkVerifier } from './chunk-verifier.ts';
 import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
 import { fetchAndVerify } from './fills.ts';
 import { MAX_PINNED_BLOBS, type PinFiles } from './pin-files.ts';
@@ -34,6 +35,15 @@ export interface PinnedBlob {
   diskBytes: number;
 }
 
+interface PinParts {
+  store: ChunkStore;
+  scheduler: FetchScheduler;
+  chunks: ChunkVerifier;
+  files: PinFiles;
+  budgetBytes: number;
+  log: Logger;
+}
+
 interface Owner {
   isReleased: boolean;
   /** By key. */
@@ -47,7 +57,7 @@ interface Progress {
 }
 
 export class Pins {
-  private readonly parts: { store: ChunkStore; scheduler: FetchScheduler; files: PinFiles; budgetBytes: number; log: Logger };
+  private readonly parts: PinParts;
   private readonly owners = new Map<string, Owner>();
   private readonly progress = new Map<string, Progress>();
   /** How many owners that are not released pin a key. */
@@ -56,7 +66,7 @@ export class Pins {
   /** One change of files and counts at a time. */
   private readonly change = pLimit(1);
 
-  constructor(parts: { store: ChunkStore; scheduler: FetchScheduler; files: PinFiles; budgetBytes: number; log: Logger }) {
+  constructor(parts: PinParts) {
     this.parts = parts;
     parts.store.onRemoved((key) => this.removed(key));
   }

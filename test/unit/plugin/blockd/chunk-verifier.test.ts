@@ -9,6 +9,7 @@ import { sha256 } from '../../../../plugin/base/digest.ts';
 import { FETCH_UNIT_BYTES } from '../../../../plugin/base/limits.ts';
 import { ChunkVerifier } from '../../../../plugin/blockd/chunk-verifier.ts';
 import { FetchScheduler } from '../../../../plugin/blockd/fetch/fetch-scheduler.ts';
+import { Fills } from '../../../../plugin/blockd/fills.ts';
 import type { BlobSource } from '../../../../plugin/file/device-spec.ts';
 import { MissingList } from '../../../../plugin/file/file.ts';
 import { ChunkStore } from '../../../../plugin/file/store/chunk-store.ts';
@@ -69,6 +70,32 @@ describe('ChunkVerifier', () => {
     expect(handle.file().readSync(FETCH_UNIT_BYTES, 4096, read, 0, new MissingList())).toBe(true);
     expect(read.equals(bytes.subarray(FETCH_UNIT_BYTES, FETCH_UNIT_BYTES + 4096))).toBe(true);
     expect(flips).toBe(2);
+    handle.release();
+  });
+
+  it('checks what a fill brings from the first unit on, and what is fetched again for a damaged blob that was whole', async () => {
+    const { bytes, source } = sealedBlob(5 * FETCH_UNIT_BYTES + 777);
+    let lies = 1;
+    const parts = await fetching((offset, length) => {
+      const answer = Buffer.from(bytes.subarray(offset, offset + length));
+      if (offset === 0 && lies-- > 0) answer[100]! ^= 1;
+      return answer;
+    });
+    const fills = new Fills(parts);
+    await expect(fills.fetchWhole(source, signal)).rejects.toMatchObject({
+      code: 'DataLoss',
+      message: expect.stringContaining('offset 0'),
+    });
+    await fills.fetchWhole(source, signal);
+    const handle = await parts.store.acquire(source);
+    expect(handle.isVerified).toBe(true);
+    fills.close();
+    // As a device does when a read finds the bytes damaged, in a process that never needed the list.
+    parts.chunks.forget(handle.blobId);
+    lies = 100;
+    await parts.chunks.load(handle, parts, signal, { isDamaged: true });
+    await expect(parts.scheduler.repair(handle, 0, FETCH_UNIT_BYTES, signal)).rejects.toMatchObject({ code: 'DataLoss' });
+    expect(handle.file().readSync(0, 4096, Buffer.alloc(4096), 0, new MissingList())).toBe(false);
     handle.release();
   });
 

@@ -5,6 +5,7 @@ import { expect, onTestFinished, test } from 'vitest';
 import { systemClock } from '../../../../plugin/base/clock.ts';
 import { silentLogger } from '../../../../plugin/base/log.ts';
 import { MIB } from '../../../../plugin/base/units.ts';
+import { ChunkVerifier } from '../../../../plugin/blockd/chunk-verifier.ts';
 import { FetchScheduler } from '../../../../plugin/blockd/fetch/fetch-scheduler.ts';
 import { PinFiles } from '../../../../plugin/blockd/pin-files.ts';
 import { Pins } from '../../../../plugin/blockd/pins.ts';
@@ -41,6 +42,7 @@ async function start(rootDir = scratchDir()) {
   const pins = new Pins({
     store,
     scheduler,
+    chunks: new ChunkVerifier(),
     files: new PinFiles(path.join(rootDir, 'pins'), silentLogger),
     budgetBytes: BUDGET_BYTES,
     log: silentLogger,
