@@ -5,6 +5,7 @@ import type { Digest } from '../base/digest.ts';
 import { AppError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { RegistryClient } from '../registry/client.ts';
+import { askedWaitMs } from '../registry/http-errors.ts';
 import { nodeCredentials, vaultPathsOf } from '../registry/node-credentials.ts';
 import { sealedSources } from '../registry/vault/sealed-source.ts';
 import type { FetchRange } from './fetch/fetch-types.ts';
@@ -45,10 +46,18 @@ export function registryRanges(client: RegistryClient): FetchRange {
         return bytes;
       } catch (error) {
         signal.throwIfAborted();
-        // A repository that waits may come back; one that refuses will not, so its answer counts only if nothing better is known.
-        if (!isAppError(failure) || failure.code === 'NotFound' || failure.code === 'PermissionDenied') failure = error;
+        if (isBetterNews(error, failure)) failure = error;
       }
     }
     throw failure;
   };
+}
+
+/**
+ * A repository that waits may come back; one that refuses will not, so its answer counts only if nothing better is known. Of several that
+ * wait, the one that asks for the shortest wait counts.
+ */
+function isBetterNews(error: unknown, known: unknown): boolean {
+  if (!isAppError(known) || known.code === 'NotFound' || known.code === 'PermissionDenied') return true;
+  return isAppError(error, 'Unavailable') && askedWaitMs(error) < askedWaitMs(known);
 }

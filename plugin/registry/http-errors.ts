@@ -65,8 +65,17 @@ export function statusError(purpose: Purpose, status: number, headers: Headers, 
     what: `${purpose.at} answered ${status}${registryCode === undefined ? '' : ` ${registryCode}`}${text === undefined ? '' : `: ${text}`}`,
     details: { status, endpoint: purpose.at, ...(registryCode === undefined ? {} : { registryCode }) },
   };
-  if (code === 'Unavailable') options.retryAfterMs = retryAfterOf(headers, nowMs) ?? DEFAULT_RETRY_AFTER_MS;
+  if (code === 'Unavailable') {
+    const askedMs = retryAfterOf(headers, nowMs);
+    options.retryAfterMs = askedMs ?? DEFAULT_RETRY_AFTER_MS;
+    if (askedMs !== undefined) options.details = { ...options.details, isRetryAfterAsked: true };
+  }
   return new AppError(code, options);
+}
+
+/** The wait that the peer itself asked for, in milliseconds; 0 when it asked for none, whatever wait the client proposes. */
+export function askedWaitMs({ details, retryAfterMs }: AppError): number {
+  return details.isRetryAfterAsked === true ? (retryAfterMs ?? 0) : 0;
 }
 
 /** The `code` of the first entry of a registry's error document; nothing else of it is trusted into a message. */

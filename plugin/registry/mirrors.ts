@@ -7,6 +7,7 @@ import type { Clock } from '../base/clock.ts';
 import { AppError, type AppErrorOptions, type ErrorCode, isAppError } from '../base/errors.ts';
 import type { Endpoint, HostResolver } from './hosts.ts';
 import type { Capability } from './hosts-toml.ts';
+import { askedWaitMs } from './http-errors.ts';
 import { MAX_MIRROR_STATES, MIRROR_HOLD_MAX_MS, MIRROR_HOLD_MS } from './limits.ts';
 import { formatRepository, type Repository } from './reference.ts';
 import type { Deadline } from './session.ts';
@@ -130,8 +131,10 @@ function combine(request: MirrorRequest, failures: readonly AppError[]): AppErro
     });
   }
   if (failures.length === 1) return failures[0]!;
+  // Of equal ones the first that asks for the shortest wait: the others' requests must not keep callers from it.
+  const patient = failures.toSorted((a, b) => askedWaitMs(a) - askedWaitMs(b));
   const telling =
-    TELLING.map((code) => failures.find((failure) => failure.code === code)).find((failure) => failure !== undefined) ?? failures.at(-1)!;
+    TELLING.map((code) => patient.find((failure) => failure.code === code)).find((failure) => failure !== undefined) ?? failures.at(-1)!;
   const whats = failures.map((failure) => failure.message.slice(failure.op.length + failure.subject.length + 3));
   const options: AppErrorOptions = { op: request.op, subject, what: whats.join('; '), details: telling.details, cause: telling };
   if (telling.retryAfterMs !== undefined) options.retryAfterMs = telling.retryAfterMs;

@@ -8,6 +8,7 @@
  *   anything else                                                       no
  */
 import type { AppError } from '../../base/errors.ts';
+import { askedWaitMs } from '../../registry/http-errors.ts';
 
 const BACKOFF_FIRST_MS = 100;
 /** A registry's return must be noticed within 2 s; a request a second and blob is no load. */
@@ -33,10 +34,13 @@ export function patienceFor(error: AppError, patienceMs: number): number {
   }
 }
 
-/** The pause after the `failures`-th failure in a row (from 1), with jitter: `random` is in [0, 1). */
+/**
+ * The pause after the `failures`-th failure in a row (from 1), with jitter: `random` is in [0, 1). A registry that asked for a longer one
+ * (Retry-After) gets it. The waits that the client itself proposes do not count, or a return would go unnoticed for longer than 2 s; but
+ * its own lack of room does.
+ */
 export function backoffMs(failures: number, error: AppError, random: number): number {
   const step = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** Math.min(failures - 1, 10));
-  const delayMs = step * (0.5 + random / 2);
-  if (error.code !== 'ResourceExhausted' || error.retryAfterMs === undefined) return delayMs;
-  return Math.max(delayMs, Math.min(error.retryAfterMs, RETRY_AFTER_MAX_MS));
+  const askedMs = error.code === 'ResourceExhausted' ? (error.retryAfterMs ?? 0) : askedWaitMs(error);
+  return Math.max(step * (0.5 + random / 2), Math.min(askedMs, RETRY_AFTER_MAX_MS));
 }

@@ -153,6 +153,7 @@ describe('a range read and a registry that misbehaves', () => {
     fail({ kind: 'status', status: 429, headers: { 'retry-after': value } });
     const error = await failureOf(read());
     expect([error.code, error.retryAfterMs, error.details.status]).toEqual(['Unavailable', expectedMs, 429]);
+    expect(error.details.isRetryAfterAsked === true).toBe(value !== 'soon');
   });
 
   test.each([500, 502, 503])('%i is Unavailable', async (status) => {
@@ -178,6 +179,34 @@ describe('a range read and a registry that misbehaves', () => {
     const before = registry.log.length;
     const error = await failureOf(read());
     expect([error.code, registry.log.length - before]).toEqual(['Unavailable', 6]);
+  });
+
+  test('of several endpoints that fail, the one that asks for the shortest wait is told', async () => {
+    await using first = await startFaultRegistry();
+    const digest = registry.addBlob(blob);
+    const { certsDir, cleanUp } = makeHostsDir({ 'registry.test': [first.origin, registry.origin] });
+    const mirrored = testClient({ hostsDirs: [certsDir] });
+    const status = (seconds?: string): FaultEffect => ({
+      kind: 'status',
+      status: 503,
+      ...(seconds === undefined ? {} : { headers: { 'retry-after': seconds } }),
+    });
+    const ask = () => failureOf(mirrored.fetchRange({ host: 'registry.test', repository: 'team/app' }, digest, SIZE, OFFSET, LENGTH));
+    try {
+      for (const [ofFirst, ofRegistry, expected] of [
+        ['20', '10', [10_000, true]],
+        ['10', '20', [10_000, true]],
+        ['20', undefined, [200, undefined]],
+      ] as const) {
+        first.inject({ effect: status(ofFirst) });
+        registry.inject({ effect: status(ofRegistry) });
+        const error = await ask();
+        expect([error.retryAfterMs, error.details.isRetryAfterAsked]).toEqual(expected);
+      }
+    } finally {
+      await mirrored.close();
+      cleanUp();
+    }
   });
 
   test('corrupted bytes are fetched from another mirror when the reader names the one that sent them', async () => {

@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
-import { systemClock } from '../../../../../plugin/base/clock.ts';
+import { type Clock, systemClock } from '../../../../../plugin/base/clock.ts';
 import { FetchScheduler } from '../../../../../plugin/blockd/fetch/fetch-scheduler.ts';
 import type { FetchEvent } from '../../../../../plugin/blockd/fetch/fetch-types.ts';
 import { registryRanges } from '../../../../../plugin/blockd/range-source.ts';
@@ -14,17 +14,23 @@ import { dockerConfigSource } from '../../../../../plugin/registry/docker-config
 import { type FaultRegistry, startFaultRegistry } from '../../../../support/fault-registry.ts';
 import { testClient } from '../../../../support/registry-client.ts';
 import { bytesOf, openStore, read, scratchDir, UNIT } from '../../file/store/store-support.ts';
+import { FakeClock, settleAll } from './fetch-support.ts';
 
 const WAIT = { timeout: 20_000 };
 const UNITS = 60;
 
 /** A blob of `registry`, read through a scheduler and a client of their own. */
-async function reader(registry: FaultRegistry, seed: number, options: RegistryClientOptions = {}, host = registry.host) {
+async function reader(
+  registry: FaultRegistry,
+  seed: number,
+  options: RegistryClientOptions = {},
+  { host = registry.host, clock = systemClock }: { host?: string; clock?: Clock } = {},
+) {
   const client = testClient(options);
   const { store } = await openStore({ rootDir: scratchDir() });
   const events: FetchEvent[] = [];
   const onEvent = (event: FetchEvent): void => void events.push(event);
-  const scheduler = new FetchScheduler({ store, fetchRange: registryRanges(client), clock: systemClock, onEvent, random: () => 1 });
+  const scheduler = new FetchScheduler({ store, fetchRange: registryRanges(client), clock, onEvent, random: () => 1 });
   onTestFinished(async () => {
     await scheduler.close();
     await store.close();
@@ -109,5 +115,46 @@ describe('credentials that cannot be had for a while', () => {
     config(goodConfig());
     await waiting;
     expect(kinds()).toEqual(['fetch-waiting', 'fetch-resumed']);
+  });
+});
+
+describe('a registry that says when to come back', () => {
+  let registry: FaultRegistry;
+  beforeAll(async () => {
+    registry = await startFaultRegistry();
+  });
+  afterAll(() => registry.stop());
+
+  /** One read that is refused once with these headers; the clock of its retry stands still. */
+  async function refusedOnce(seed: number, status: number, headers: Record<string, string>) {
+    const clock = new FakeClock();
+    const { demand, kinds } = await reader(registry, seed, {}, { clock });
+    registry.log.length = 0;
+    registry.inject({ effect: { kind: 'status', status, headers } });
+    const reading = demand(3);
+    await vi.waitFor(() => expect(kinds()).toEqual(['fetch-waiting']), WAIT);
+    return { clock, reading };
+  }
+
+  test.each([429, 503])('%i with Retry-After is not asked again before', async (status) => {
+    const { clock, reading } = await refusedOnce(status, status, { 'retry-after': '20' });
+    clock.advance(19_000);
+    await settleAll();
+    expect(registry.log).toHaveLength(1);
+    clock.advance(1_000);
+    await reading;
+    expect(registry.log).toHaveLength(2);
+  });
+
+  test('an hour is cut to half a minute, since a reader waits', async () => {
+    const { clock, reading } = await refusedOnce(10, 429, { 'retry-after': '3600' });
+    clock.advance(30_000);
+    await reading;
+  });
+
+  test.each([429, 503])('%i without Retry-After is asked again soon', async (status) => {
+    const { clock, reading } = await refusedOnce(status + 1_000, status, {});
+    clock.advance(1_000);
+    await reading;
   });
 });

@@ -2,8 +2,8 @@ import { expect, test } from 'vitest';
 import { AppError, type ErrorCode } from '../../../../../plugin/base/errors.ts';
 import { backoffMs, patienceFor } from '../../../../../plugin/blockd/fetch/retry-policy.ts';
 
-const error = (code: ErrorCode, retryAfterMs?: number): AppError =>
-  new AppError(code, { op: 'fetch', subject: 'blob', what: 'failed', ...(retryAfterMs === undefined ? {} : { retryAfterMs }) });
+const error = (code: ErrorCode, retryAfterMs?: number, details: Record<string, boolean> = {}): AppError =>
+  new AppError(code, { op: 'fetch', subject: 'blob', what: 'failed', details, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) });
 
 test.each([
   ['Unavailable', 600_000],
@@ -31,4 +31,9 @@ test('pauses double from 100 ms to 1 s, less a jitter of up to a half', () => {
 test('a registry that asks for time gets it, up to 30 s', () => {
   expect(backoffMs(1, error('ResourceExhausted', 7_000), 0)).toBe(7_000);
   expect(backoffMs(1, error('ResourceExhausted', 3_600_000), 0)).toBe(30_000);
+});
+
+test('what the client supposes is not what a registry asks for', () => {
+  expect(backoffMs(1, error('Unavailable', 5_000), 0)).toBe(50);
+  expect(backoffMs(1, error('Unavailable', 5_000, { isRetryAfterAsked: true }), 0)).toBe(5_000);
 });
