@@ -26,8 +26,8 @@ export const MAX_REFERENCE_CHARS = 512;
 /** Callers that watch a conversion; each holds a connection of the 64. */
 export const WATCHERS_MAX = 32;
 
-/** Callers that watch image caches or the status page; together with those of conversions they leave connections for others. */
-export const PAGE_WATCHERS_MAX = 16;
+/** Callers that watch image caches, and as many the status page; together with those of conversions they leave connections for others. */
+export const PAGE_WATCHERS_MAX = 12;
 
 /** Between two looks at everything for the status page; people do not see faster ones. */
 export const OVERVIEW_INTERVAL_MS = 1000;
@@ -35,11 +35,11 @@ export const OVERVIEW_INTERVAL_MS = 1000;
 /** A comment this often tells both ends of a silent stream of events that the other is there. */
 export const HEARTBEAT_MS = 15_000;
 
-/** Requests of one caller in a second: a script that loops over a page of caches needs 100. */
-export const READS_PER_SECOND = 500;
+/** Requests of one caller in a second: a script that reads one after the other does not get so far. */
+export const READS_PER_SECOND = 1000;
 
 /** Changes of one caller in a second; each is a flush of the database, about 1 ms. */
-export const CHANGES_PER_SECOND = 100;
+export const CHANGES_PER_SECOND = 300;
 
 /** Caches of one page: each with its events, some 20 KiB. */
 export const CACHE_PAGE_MAX = 100;

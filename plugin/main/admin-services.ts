@@ -30,6 +30,7 @@ const SEVERITIES: Readonly<Record<string, EventRow['severity']>> = {
   'snapshot-broken': 'error',
   'device-not-open': 'error',
   'layer-not-lazy': 'warning',
+  'api-refused': 'warning',
   'blob-lost': 'error',
   'pod-annotation-ignored': 'warning',
   'pod-pin-refused': 'warning',
