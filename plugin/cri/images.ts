@@ -3,6 +3,7 @@
  * what it cannot know.
  */
 import fs from 'node:fs';
+import { LRUCache } from 'lru-cache';
 import type { PodStore } from '../../db/pod-store.ts';
 import { isDigest } from '../base/digest.ts';
 import { AppError, isAppError } from '../base/errors.ts';
@@ -22,6 +23,9 @@ import {
   withFilesystems,
   withPinned,
 } from './wire/messages.ts';
+
+/** Complaints that are not repeated. */
+const MAX_TOLD = 1_000;
 
 export interface ImagesOptions {
   /** Undefined: there are no image caches on this node. */
@@ -51,6 +55,7 @@ function canonical(image: string): string {
 
 export class ImageHandlers {
   private readonly options: ImagesOptions;
+  private readonly told = new LRUCache<string, true>({ max: MAX_TOLD });
 
   constructor(options: ImagesOptions) {
     this.options = options;
@@ -67,9 +72,11 @@ export class ImageHandlers {
     const { image, annotations } = readImageSpecRequest(call.message);
     const { pin } = readAnnotations(annotations).rules;
     const { caches, store } = this.options;
-    if (pin !== null && caches !== undefined && !store.wasServed(pin, image) && isPinBroken(caches, pin))
-      return successAnswer(new Uint8Array());
-    return changed(await call.forward(), (message) => this.pinned(message));
+    const isPinned = pin !== null && caches !== undefined;
+    if (isPinned && !store.wasServed(pin, image) && isPinBroken(caches, pin)) return successAnswer(new Uint8Array());
+    const answer = await call.forward();
+    if (isPinned && answer.message !== undefined) this.compare(caches, pin, image, readImageStatusResponse(answer.message));
+    return changed(answer, (message) => this.pinned(message));
   };
 
   /** An image of a cache stays; its cache must go first. */
@@ -104,6 +111,17 @@ export class ImageHandlers {
       }),
     );
   };
+
+  /** Tells once of a pin that the image which is here does not satisfy: a pod with IfNotPresent starts from it all the same. */
+  private compare(caches: CacheService, pin: string, image: string, found: RuntimeImage | undefined): void {
+    if (found === undefined || isPinBroken(caches, pin)) return;
+    const held = caches.get(pin).images.find(({ canonicalReference }) => canonicalReference === canonical(image));
+    if (held === undefined || held.digest === null || namesOf(found).includes(held.digest)) return;
+    const message = `it is ${held.digest} in cache ${pin}, which a pod pins, but containerd has it as ${found.repoDigests.join(', ')}; the pod gets the latter`;
+    if (this.told.has(message)) return;
+    this.told.set(message, true);
+    this.options.events.add('pod-cache-not-used', image, message);
+  }
 
   private placed(usage: FilesystemUsage): FilesystemUsage {
     // One look at a directory entry: no reason to leave the event loop.

@@ -24,6 +24,7 @@ import { grpcStatusOf, successAnswer, type UnaryAnswer } from '../proxy/grpc-mes
 import { Refusal, type UnaryCall } from '../proxy/proxy-server.ts';
 import {
   imageStatusRequest,
+  type PodSandbox,
   type PullImageRequest,
   pullImageResponse,
   type RuntimeImage,
@@ -36,6 +37,8 @@ import { type CacheDecision, decideByCaches } from './cache-decision.ts';
 /** Images that an automatic cache takes (R110). */
 const MAX_CACHE_IMAGES = 20;
 const MAX_REASONS = 40;
+/** Of Kubernetes. */
+const MAX_NAME_CHARS = 253;
 
 /** How containerd came by an image. */
 export interface Resolution {
@@ -89,8 +92,7 @@ export class PullImageHandler {
       throw error;
     }
     const { sandbox } = request;
-    const isPod = sandbox !== undefined && sandbox.uid !== '' && sandbox.name !== '';
-    const pod = isPod ? await this.options.pods.see(sandbox, image, this.lookupSignal(call)) : undefined;
+    const pod = isKubernetesPod(sandbox) ? await this.options.pods.see(sandbox, image, this.lookupSignal(call)) : undefined;
     const pull: Pull = { call, request, image, reference, pod };
     const decision = pod === undefined ? undefined : this.decide(pull, pod);
     const candidates = await this.candidates(pull);
@@ -291,6 +293,13 @@ export class PullImageHandler {
     if (pod === undefined) return;
     this.options.pods.record(pod.sandbox.uid, image, { ...decision, outcome, reasons: withReasons(decision, reasons) });
   }
+}
+
+/** Others than kubelet may send a sandbox without a name, or anything. */
+function isKubernetesPod(sandbox: PodSandbox | undefined): sandbox is PodSandbox {
+  return (
+    sandbox !== undefined && [sandbox.uid, sandbox.name, sandbox.namespace].every((text) => text !== '' && text.length <= MAX_NAME_CHARS)
+  );
 }
 
 /** The reasons of the decision, then those of what followed. */

@@ -489,6 +489,13 @@ describe('the other methods', () => {
     expect(await statusFor({ [PIN]: id })).toBe(true);
   });
 
+  test('tell once of an image that is here with another digest than in the cache that a pod pins', async () => {
+    await cacheOf('first', [A]);
+    const moved = await cacheOf('second', [A], 'moved');
+    for (let i = 0; i < 2; i += 1) await call('ImageStatus', { image: { image: A, annotations: { [PIN]: moved } } });
+    expect(typesOf(A)).toEqual(['pod-cache-not-used']);
+  });
+
   test('name a directory that exists and count the store', async () => {
     const { bytes } = await call('ImageFsInfo', {});
     expect(decode(IMAGE_METHODS.ImageFsInfo.response, bytes!)).toEqual({
