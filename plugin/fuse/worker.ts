@@ -3,7 +3,6 @@
  * It never waits for anything but the next request; a read that misses goes to the main thread.
  */
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
-import { isAppError } from '../base/errors.ts';
 import { createDeviceFile } from '../file/device-file.ts';
 import type { MissingRanges, RandomAccessFile } from '../file/file.ts';
 import { BlobFile } from '../file/store/blob-file.ts';
@@ -106,9 +105,9 @@ function serveRead(slot: number, device: Served): void {
   let isLocal = false;
   try {
     isLocal = lengthBytes === 0 || device.file.readSync(offsetBytes, lengthBytes, answer, OUT_HEADER_BYTES, collector);
-  } catch (error) {
-    // Corrupt or unreadable local bytes: the main thread reads again, and knows how to drop and fetch them.
-    if (!isAppError(error)) throw error;
+  } catch {
+    // Corrupt or unreadable local bytes: the main thread reads again, and knows how to drop and fetch them. A fault of ours that some image
+    // brings to light it meets as well, tells, and fails that read: other images' reads go on.
   }
   if (isLocal) {
     writeOutHeader(answer, request, OUT_HEADER_BYTES + lengthBytes, 0);

@@ -7,7 +7,7 @@ import { promisify } from 'node:util';
 import { afterEach, describe, expect, it } from 'vitest';
 import { systemClock } from '../../../../plugin/base/clock.ts';
 import { silentLogger } from '../../../../plugin/base/log.ts';
-import { blobsOf, DeviceOpener } from '../../../../plugin/file/device-file.ts';
+import { blobsOf, DeviceOpener, type DeviceTables } from '../../../../plugin/file/device-file.ts';
 import type { BlobSource, DeviceSpec } from '../../../../plugin/file/device-spec.ts';
 import { MissingList } from '../../../../plugin/file/file.ts';
 import { ChunkStore } from '../../../../plugin/file/store/chunk-store.ts';
@@ -16,6 +16,7 @@ import { FusePool } from '../../../../plugin/fuse/pool.ts';
 import { Connections } from '../../../../plugin/keeper/connections.ts';
 import { loadCodec } from '../../../../plugin/kernel/codecs.ts';
 import { descriptorSocketPair, receiveDescriptor } from '../../../../plugin/kernel/fd-passing.ts';
+import { ERRNO } from '../../../../plugin/kernel/libc.ts';
 import { listMountPoints, mountDevice, unmountDevice } from '../../../../plugin/kernel/mount-device.ts';
 import { fixtureFile, fixtureManifest, fixturePath } from '../../../support/fixtures.ts';
 
@@ -34,6 +35,7 @@ function localBlob(name: string): BlobSource {
 /** Serves a device from local files; answers its path and the messages that its workers send. */
 async function serveDevice(
   spec: DeviceSpec,
+  change: (tables: DeviceTables) => DeviceTables = (tables) => tables,
 ): Promise<{ devicePath: string; target: string; messages: FromWorker[]; pool: FusePool; slot: number }> {
   const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'obd-fuse-'));
   cleanUps.push(() => fs.rmSync(scratch, { recursive: true }));
@@ -66,7 +68,7 @@ async function serveDevice(
   connections.send(spec.id, devicePath, ours);
   const slot = pool.add(
     receiveDescriptor(theirs, 1000)!.fd,
-    tables,
+    change(tables),
     handles.map((handle) => handle.shared()),
     { isTakenOver: false },
   );
@@ -112,6 +114,16 @@ describe('devices through the kernel', () => {
     const { reads, bytes } = pool.countsOf(slot);
     expect(bytes).toBeGreaterThanOrEqual(2 * device_size);
     expect(pool.totals()).toMatchObject({ reads, bytes });
+  });
+
+  it('hands a read that a fault of ours ends to the main thread, and serves on', async () => {
+    const { devicePath, messages, pool } = await serveDevice(nativeSpec(), (tables) => ({ ...tables, sources: [] }));
+    const reading = run('dd', [`if=${devicePath}`, 'of=/dev/null', 'bs=4096', 'count=1', 'iflag=direct']);
+    await expect.poll(() => messages.filter(({ type }) => type === 'miss')).toHaveLength(1);
+    const [miss] = messages.filter((message) => message.type === 'miss');
+    pool.answer(miss!.slot, { low: miss!.uniqueLow, high: miss!.uniqueHigh }, ERRNO.EIO, Buffer.alloc(16), 0);
+    await expect(reading).rejects.toThrow(/Input\/output error/);
+    expect(fs.statSync(devicePath).size).toBeGreaterThan(0);
   });
 
   it('mounts ext4 on a loop device that goes with the mount', async () => {
