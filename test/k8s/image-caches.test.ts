@@ -2,15 +2,18 @@
  * What Kubernetes users see of image caches, on a node whose kubelet asks the product for images: annotations of a pod's template decide, the
  * registry may be away where a cache holds the image, and failures stand in the pod's events. Rows R42 – R47, R105 – R113, R137 – R153.
  */
+import { randomBytes } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { createCache, type ExplainedPod, explainPod, listCaches, waitAutomaticCache, waitCache } from '../support/image-caches.ts';
 import type { KubeEvent } from '../support/kube-api.ts';
 import { KubeHost } from '../support/kube-host.ts';
 import { layerOfEntries, pushImage } from '../support/oci-image.ts';
 import { busyboxImage } from '../support/small-images.ts';
+import { waitFor } from '../support/wait.ts';
 
 const AUTO = 'k8s.aliyun.com/eci-auto-imc';
 const PIN = 'k8s.aliyun.com/eci-imc-id';
+const PIN_ALIAS = 'k8s.aliyun.com/eci-image-snapshot-id';
 const PERFECT = 'k8s.aliyun.com/imc-perfect-match';
 const COUNT = 'k8s.aliyun.com/imc-match-count-request';
 /** The label of the vendor's examples. */
@@ -99,6 +102,19 @@ describe('pods steer image caches', () => {
     expect(explained).toMatchObject({ imagesFrom: 'manifest', rules: { inForce: 'pin' } });
     expect(explained?.decisions).toMatchObject([{ image: reference, decision: 'pinned-cache', imageCacheId: cache, outcome: 'cache' }]);
     await node.removeStaticPod('static');
+  });
+
+  it('takes the older name of the pin (eci-image-snapshot-id)', async () => {
+    const reference = await image('alias');
+    const cache = await readyCache('alias', [reference]);
+    const { pod } = await node.runPod('alias', {
+      annotations: { [PIN_ALIAS]: cache },
+      labels: OPT_IN,
+      imagePullPolicy: 'Always',
+      containers: [{ image: reference }],
+    });
+    const { decisions } = await explainPod(node.host.sidecar, pod.uid);
+    expect(decisions).toMatchObject([{ decision: 'pinned-cache', imageCacheId: cache }]);
   });
 
   it('fails a pod that pins a cache which is not Ready, and names cache and state in its events', async () => {
@@ -222,6 +238,31 @@ describe('pods steer image caches', () => {
     expect(after?.containers[0]?.restartCount).toBe(before.containers[0]?.restartCount);
     expect((await listCaches(node.host.sidecar)).flatMap(({ images }) => images.map((one) => one.reference))).not.toContain(reference);
     await node.api.deletePod(node.namespace, 'edited');
+  });
+
+  it('shows kubelet a file system of images that exists and holds what caches hold', async () => {
+    const before = await node.kubelet.imageFileSystem();
+    const sizeBytes = 8 * 1024 * 1024;
+    const above = [await layerOfEntries([{ name: 'random', content: randomBytes(sizeBytes) }])];
+    const { reference } = await pushImage(node.host.registry, 'test/weight', '1', await busyboxImage({ above }));
+    await readyCache('weight', [reference]);
+    const after = await waitFor(
+      async () => {
+        const now = await node.kubelet.imageFileSystem();
+        return now.usedBytes >= before.usedBytes + sizeBytes ? now : undefined;
+      },
+      { what: 'kubelet to see 8 MiB more of images', timeoutMs: 60_000, everyMs: 500, details: () => node.kubelet.logTail() },
+    );
+    expect(after.capacityBytes).toBeGreaterThan(after.usedBytes);
+  });
+
+  it('goes on after the control plane was killed: the next pod starts from its cache', async () => {
+    const reference = await image('killed');
+    await readyCache('killed', [reference]);
+    await node.host.registry.stop();
+    await node.host.sidecar.kill('sidecar');
+    const { logs } = await node.runPod('killed', { labels: OPT_IN, imagePullPolicy: 'Always', containers: [{ image: reference }] });
+    expect(logs).toEqual(['killed\n']);
   });
 
   /** What the product knows of pods of this name. */

@@ -19,6 +19,7 @@ export interface KubeContainerStatus {
 
 export interface KubePod {
   name: string;
+  /** By which kubelet knows it: for a static pod not that of the object in the API, which mirrors it. */
   uid: string;
   phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed' | 'Unknown';
   containers: KubeContainerStatus[];
@@ -40,6 +41,8 @@ export interface KubeAccess {
 }
 
 const REQUEST_MS = 30_000;
+/** Kubelet writes the uid of a static pod here. */
+const CONFIG_HASH = 'kubernetes.io/config.hash';
 
 export class KubeApi implements AsyncDisposable {
   private readonly access: KubeAccess;
@@ -111,7 +114,7 @@ export class KubeApi implements AsyncDisposable {
     if (found.kind !== 'Pod') return undefined;
     return {
       name: found.metadata.name,
-      uid: found.metadata.uid,
+      uid: found.metadata.annotations?.[CONFIG_HASH] ?? found.metadata.uid,
       phase: found.status.phase,
       containers: (found.status.containerStatuses ?? []).map((status) => ({
         name: status.name,
@@ -179,7 +182,7 @@ export class KubeApi implements AsyncDisposable {
 
 interface PodAnswer {
   kind: string;
-  metadata: { name: string; uid: string };
+  metadata: { name: string; uid: string; annotations?: Record<string, string> };
   status: {
     phase: KubePod['phase'];
     containerStatuses?: {

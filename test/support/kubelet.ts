@@ -42,10 +42,12 @@ const READY_MS = 120_000;
 export class Kubelet implements AsyncDisposable {
   private readonly stack: AsyncDisposableStack;
   private readonly daemon: Daemon;
+  private readonly statsUrl: string;
 
-  private constructor(stack: AsyncDisposableStack, daemon: Daemon) {
+  private constructor(stack: AsyncDisposableStack, daemon: Daemon, statsUrl: string) {
     this.stack = stack;
     this.daemon = daemon;
+    this.statsUrl = statsUrl;
   }
 
   /** Starts kubelet and waits until it says that it is well. Fails where another kubelet runs: each would remove the other's logs. */
@@ -58,8 +60,8 @@ export class Kubelet implements AsyncDisposable {
     stack.defer(() => removeLogs(options.namespaces));
     const before = await readSysctls();
     stack.defer(() => writeSysctls(before));
-    const healthPort = await freePort();
-    const config = await scratch.file('config.json', JSON.stringify(await configuration(scratch, options, healthPort), undefined, 1));
+    const ports = { server: await freePort(), health: await freePort(), readOnly: await freePort() };
+    const config = await scratch.file('config.json', JSON.stringify(await configuration(scratch, options, ports), undefined, 1));
     const daemon = await Daemon.start({
       name: 'kubelet',
       command: kubelet,
@@ -77,8 +79,17 @@ export class Kubelet implements AsyncDisposable {
       logPath: scratch.join('kubelet.log'),
     });
     stack.use(daemon);
-    await daemon.waitReady('a yes of /healthz', () => answersHttp(`http://127.0.0.1:${healthPort}/healthz`), READY_MS);
-    return new Kubelet(stack.move(), daemon);
+    await daemon.waitReady('a yes of /healthz', () => answersHttp(`http://127.0.0.1:${ports.health}/healthz`), READY_MS);
+    return new Kubelet(stack.move(), daemon, `http://127.0.0.1:${ports.readOnly}/stats/summary`);
+  }
+
+  /** The file system of images as kubelet accounts it, for its decisions on collection and eviction. */
+  async imageFileSystem(): Promise<{ capacityBytes: number; usedBytes: number }> {
+    const response = await fetch(this.statsUrl, { signal: AbortSignal.timeout(30_000) });
+    if (!response.ok) throw new Error(`${this.statsUrl}: status ${response.status} ${await response.text()}`);
+    const { node } = (await response.json()) as { node: { runtime?: { imageFs?: { capacityBytes?: number; usedBytes?: number } } } };
+    const { capacityBytes = 0, usedBytes = 0 } = node.runtime?.imageFs ?? {};
+    return { capacityBytes, usedBytes };
   }
 
   logTail(lines = 80): string {
@@ -97,16 +108,21 @@ export async function podLog(namespace: string, pod: { name: string; uid: string
   return text.replace(/^\S+ (stdout|stderr) [FP] /gm, '');
 }
 
-async function configuration(scratch: Scratch, options: KubeletOptions, healthPort: number): Promise<unknown> {
+async function configuration(
+  scratch: Scratch,
+  options: KubeletOptions,
+  ports: { server: number; health: number; readOnly: number },
+): Promise<unknown> {
   return {
     apiVersion: 'kubelet.config.k8s.io/v1beta1',
     kind: 'KubeletConfiguration',
     address: '127.0.0.1',
-    port: await freePort(),
-    readOnlyPort: 0,
+    port: ports.server,
+    // Statistics alone.
+    readOnlyPort: ports.readOnly,
     healthzBindAddress: '127.0.0.1',
-    healthzPort: healthPort,
-    // Nobody speaks to it but its probe of health.
+    healthzPort: ports.health,
+    // Nobody logs in: no test asks for more than health and statistics.
     authentication: { anonymous: { enabled: false }, webhook: { enabled: false } },
     authorization: { mode: 'AlwaysAllow' },
     staticPodPath: options.manifestsDir,
