@@ -6,8 +6,8 @@ import { EmptySchema } from '@bufbuild/protobuf/wkt';
 import { isAppError } from '../../base/errors.ts';
 import {
   Containers,
+  ListContainerMessageSchema,
   ListContainersRequestSchema,
-  ListContainersResponseSchema,
 } from '../gen/containerd/services/containers/v1/containers_pb.ts';
 import { ApplyRequestSchema, ApplyResponseSchema, Diff } from '../gen/containerd/services/diff/v1/diff_pb.ts';
 import { EnvelopeSchema, Events, SubscribeRequestSchema } from '../gen/containerd/services/events/v1/events_pb.ts';
@@ -73,7 +73,7 @@ const METHODS = {
   stat: { service: Snapshots, name: 'stat', input: StatSnapshotRequestSchema, output: StatSnapshotResponseSchema },
   usage: { service: Snapshots, name: 'usage', input: UsageRequestSchema, output: UsageResponseSchema },
   apply: { service: Diff, name: 'apply', input: ApplyRequestSchema, output: ApplyResponseSchema },
-  containers: { service: Containers, name: 'list', input: ListContainersRequestSchema, output: ListContainersResponseSchema },
+  containers: { service: Containers, name: 'listStream', input: ListContainersRequestSchema, output: ListContainerMessageSchema },
   version: { service: Version, name: 'version', input: EmptySchema, output: VersionResponseSchema },
   subscribe: { service: Events, name: 'subscribe', input: SubscribeRequestSchema, output: EnvelopeSchema },
 } as const;
@@ -251,11 +251,14 @@ export class ImageClient extends ContainerdClient {
     return (await this.channel.call(METHODS.apply, request, { namespace }, about)).applied?.digest ?? '';
   }
 
-  /** All containers of a namespace, ended ones that were not removed included. */
+  /** All containers of a namespace, ended ones that were not removed included; one a message, since each brings its whole specification. */
   async containers(namespace: string, signal: AbortSignal): Promise<ContainerImage[]> {
     const about = { op: 'list containers of', subject: namespace, signal };
-    const { containers } = await this.channel.call(METHODS.containers, {}, { namespace }, about);
-    return containers.map(({ id, image }) => ({ id, image }));
+    const found: ContainerImage[] = [];
+    for await (const { container } of this.channel.read(METHODS.containers, {}, { namespace }, about)) {
+      if (container !== undefined) found.push({ id: container.id, image: container.image });
+    }
+    return found;
   }
 
   /** Topics of events (`/images/delete`) in a namespace that match, as they happen; ends with an error when containerd goes. */

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file containerd/services/containers/v1/containers.proto.
  */
 export const file_containerd_services_containers_v1_containers: GenFile = /*@__PURE__*/
-  fileDesc("CjJjb250YWluZXJkL3NlcnZpY2VzL2NvbnRhaW5lcnMvdjEvY29udGFpbmVycy5wcm90bxIhY29udGFpbmVyZC5zZXJ2aWNlcy5jb250YWluZXJzLnYxIsoBCglDb250YWluZXISCgoCaWQYASABKAkSSAoGbGFiZWxzGAIgAygLMjguY29udGFpbmVyZC5zZXJ2aWNlcy5jb250YWluZXJzLnYxLkNvbnRhaW5lci5MYWJlbHNFbnRyeRINCgVpbWFnZRgDIAEoCRITCgtzbmFwc2hvdHRlchgGIAEoCRIUCgxzbmFwc2hvdF9rZXkYByABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIoChVMaXN0Q29udGFpbmVyc1JlcXVlc3QSDwoHZmlsdGVycxgBIAMoCSJaChZMaXN0Q29udGFpbmVyc1Jlc3BvbnNlEkAKCmNvbnRhaW5lcnMYASADKAsyLC5jb250YWluZXJkLnNlcnZpY2VzLmNvbnRhaW5lcnMudjEuQ29udGFpbmVyMokBCgpDb250YWluZXJzEnsKBExpc3QSOC5jb250YWluZXJkLnNlcnZpY2VzLmNvbnRhaW5lcnMudjEuTGlzdENvbnRhaW5lcnNSZXF1ZXN0GjkuY29udGFpbmVyZC5zZXJ2aWNlcy5jb250YWluZXJzLnYxLkxpc3RDb250YWluZXJzUmVzcG9uc2ViBnByb3RvMw");
+  fileDesc("CjJjb250YWluZXJkL3NlcnZpY2VzL2NvbnRhaW5lcnMvdjEvY29udGFpbmVycy5wcm90bxIhY29udGFpbmVyZC5zZXJ2aWNlcy5jb250YWluZXJzLnYxIsoBCglDb250YWluZXISCgoCaWQYASABKAkSSAoGbGFiZWxzGAIgAygLMjguY29udGFpbmVyZC5zZXJ2aWNlcy5jb250YWluZXJzLnYxLkNvbnRhaW5lci5MYWJlbHNFbnRyeRINCgVpbWFnZRgDIAEoCRITCgtzbmFwc2hvdHRlchgGIAEoCRIUCgxzbmFwc2hvdF9rZXkYByABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIoChVMaXN0Q29udGFpbmVyc1JlcXVlc3QSDwoHZmlsdGVycxgBIAMoCSJXChRMaXN0Q29udGFpbmVyTWVzc2FnZRI/Cgljb250YWluZXIYASABKAsyLC5jb250YWluZXJkLnNlcnZpY2VzLmNvbnRhaW5lcnMudjEuQ29udGFpbmVyMpABCgpDb250YWluZXJzEoEBCgpMaXN0U3RyZWFtEjguY29udGFpbmVyZC5zZXJ2aWNlcy5jb250YWluZXJzLnYxLkxpc3RDb250YWluZXJzUmVxdWVzdBo3LmNvbnRhaW5lcmQuc2VydmljZXMuY29udGFpbmVycy52MS5MaXN0Q29udGFpbmVyTWVzc2FnZTABYgZwcm90bzM");
 
 /**
  * @generated from message containerd.services.containers.v1.Container
@@ -74,20 +74,20 @@ export const ListContainersRequestSchema: GenMessage<ListContainersRequest> = /*
   messageDesc(file_containerd_services_containers_v1_containers, 1);
 
 /**
- * @generated from message containerd.services.containers.v1.ListContainersResponse
+ * @generated from message containerd.services.containers.v1.ListContainerMessage
  */
-export type ListContainersResponse = Message<"containerd.services.containers.v1.ListContainersResponse"> & {
+export type ListContainerMessage = Message<"containerd.services.containers.v1.ListContainerMessage"> & {
   /**
-   * @generated from field: repeated containerd.services.containers.v1.Container containers = 1;
+   * @generated from field: containerd.services.containers.v1.Container container = 1;
    */
-  containers: Container[];
+  container?: Container | undefined;
 };
 
 /**
- * Describes the message containerd.services.containers.v1.ListContainersResponse.
- * Use `create(ListContainersResponseSchema)` to create a new message.
+ * Describes the message containerd.services.containers.v1.ListContainerMessage.
+ * Use `create(ListContainerMessageSchema)` to create a new message.
  */
-export const ListContainersResponseSchema: GenMessage<ListContainersResponse> = /*@__PURE__*/
+export const ListContainerMessageSchema: GenMessage<ListContainerMessage> = /*@__PURE__*/
   messageDesc(file_containerd_services_containers_v1_containers, 2);
 
 /**
@@ -95,12 +95,12 @@ export const ListContainersResponseSchema: GenMessage<ListContainersResponse> = 
  */
 export const Containers: GenService<{
   /**
-   * @generated from rpc containerd.services.containers.v1.Containers.List
+   * @generated from rpc containerd.services.containers.v1.Containers.ListStream
    */
-  list: {
-    methodKind: "unary";
+  listStream: {
+    methodKind: "server_streaming";
     input: typeof ListContainersRequestSchema;
-    output: typeof ListContainersResponseSchema;
+    output: typeof ListContainerMessageSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_containerd_services_containers_v1_containers, 0);
