@@ -33,12 +33,12 @@ export function demandScope(c: AdminContext, scope: Parameters<typeof mayDo>[1])
 }
 
 /**
- * A browser reaches this API through a forwarded port or with a token of its page; a script of another site must not do so with the
- * browser's help. Browsers name the site that asks (Sec-Fetch-Site); a name that was made to point here would be a name in Host.
+ * A browser reaches the root-only socket through a forwarded port; a script of another site must not do so with the browser's help. Browsers
+ * name the site that asks (Sec-Fetch-Site); a name that was made to point here would be a name in Host. Tokens no browser adds by itself.
  */
 function refuseOtherSites(c: AdminContext): void {
   const site = c.req.header('sec-fetch-site');
-  if (site === undefined) return;
+  if (site === undefined || c.get('caller') !== SOCKET_CALLER) return;
   const host = (c.req.header('host') ?? '').replace(/:\d+$/, '').replace(/^\[|\]$/g, '');
   if ((site === 'same-origin' || site === 'none') && (host === 'localhost' || isIP(host) !== 0)) return;
   const what = `browsers may ask from its own page, at localhost or an address; this came from ${site} to ${host.slice(0, 100)}`;

@@ -146,7 +146,7 @@ export function referencePage({ info, paths, components }: ApiDocument) {
   const shapes = Object.entries(components?.schemas ?? {});
   return html`<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>${info.title}</title><style>${raw(REFERENCE_STYLE)}</style></head><body>
+<title>${info.title}</title><link rel="icon" href="data:,"><style>${raw(REFERENCE_STYLE)}</style></head><body>
 <h1>${info.title} ${info.version}</h1><p>${info.description ?? ''} For programs: <a href="/v1/openapi.json">openapi.json</a>.</p>
 <nav><ul>${operations.map(({ method, path, operation }) => html`<li><a href="#${anchorOf(method, path)}"><code>${method.toUpperCase()} ${path}</code></a> <span class="dim">${operation.summary ?? ''}</span></li>`)}</ul></nav>
 ${operations.map(({ method, path, operation }) => operationPart(method, path, operation))}

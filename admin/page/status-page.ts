@@ -72,6 +72,7 @@ const PAGE = html`<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>overlaybd-sidecar</title>
+<link rel="icon" href="data:,">
 <style>${raw(STATUS_STYLE)}</style>
 </head>
 <body>

@@ -154,7 +154,7 @@ describe('tokens', () => {
 });
 
 describe('requests', () => {
-  it('of browsers are taken from the page’s own site alone, under a name that cannot be made to point here', async () => {
+  it('of browsers at the socket are taken from the page’s own site alone, under a name that cannot be made to point here', async () => {
     const { app } = fakeApp();
     const status = async (site: string, host: string) =>
       (await app.request('/v1/status', { headers: { 'sec-fetch-site': site, host } })).status;
@@ -164,6 +164,12 @@ describe('requests', () => {
     expect(await status('cross-site', 'localhost:9100')).toBe(403);
     expect(await status('same-site', 'localhost:9100')).toBe(403);
     expect(await status('same-origin', 'evil.example')).toBe(403);
+    const { ask, tokenFor } = behindTokens();
+    const headers = { 'sec-fetch-site': 'same-origin', host: 'node.example:9100' };
+    expect((await ask(tokenFor('read'), 'GET', '/v1/status', undefined, headers)).status).toBe(200);
+    const page = await ask(undefined, 'GET', '/', undefined, headers);
+    expect([page.status, page.headers.get('content-type')]).toEqual([200, 'text/html; charset=UTF-8']);
+    expect((await ask(undefined, 'GET', '/?Action=ListUsage')).status).toBe(401);
   });
 
   it('are limited by caller, changes more than reads, with 429 and when to come again', async () => {
