@@ -109,10 +109,10 @@ export class Build {
   private async prepareAll(images: readonly ResolvedImage[], until: PrepareOptions['until']): Promise<void> {
     const totalBytes = images.reduce((sum, image) => sum + image.sizeBytes, 0);
     // What is left when all are here may be taken by any of them; makeRoom saw that it is not negative.
-    const spareBytes = targetSizeOf(this.record) * GIB - sizeOfImages(images);
+    let spareBytes = targetSizeOf(this.record) * GIB - sizeOfImages(images);
     let doneBytes = 0;
     for (const image of images) {
-      const { fetchedBytes } = await this.parts.store.prepare(this.id, image, {
+      const { fetchedBytes, heldBytes } = await this.parts.store.prepare(this.id, image, {
         access: this.access,
         signal: this.signal,
         workerName: workerNameOf(this.id),
@@ -126,12 +126,29 @@ export class Build {
       });
       doneBytes += image.sizeBytes;
       this.tell(until, doneBytes, totalBytes);
+      if (heldBytes > image.sizeBytes) {
+        spareBytes -= heldBytes - image.sizeBytes;
+        await this.countUnpacked(image, heldBytes);
+      }
       this.note(
         'Normal',
         until === 'whole' ? 'ImageCached' : 'ImageUsable',
-        `${image.reference}: ${formatBytes(image.sizeBytes)}, of which ${formatBytes(fetchedBytes)} were fetched`,
+        `${image.reference}: ${formatBytes(Math.max(heldBytes, image.sizeBytes))} on disk, of which ${formatBytes(fetchedBytes)} were fetched`,
       );
     }
+  }
+
+  /** Only now it is known what unpacking took: the ledger has it from here on, and others may have to give way for it. */
+  private async countUnpacked({ reference, platformDigest }: ResolvedImage, sizeBytes: number): Promise<void> {
+    const { pending, images } = this.record;
+    const count = (list: readonly HeldImage[]): HeldImage[] =>
+      list.map((image) =>
+        isPinned(image) && image.reference === reference && image.resolved.platformDigest === platformDigest
+          ? { ...image, resolved: { ...image.resolved, sizeBytes } }
+          : image,
+      );
+    const record = this.parts.catalogue.change(this.id, pending === null ? { images: count(images) } : { pending: count(pending) });
+    await this.parts.admission.roomForBytes(record, this.signal);
   }
 
   private note(type: 'Normal' | 'Warning', reason: string, message: string): void {
@@ -148,7 +165,13 @@ export class Build {
   /** False: images were added meanwhile. */
   private isDoneWith(images: readonly ResolvedImage[]): boolean {
     const target = targetOf(this.record);
-    return target.length === images.length && target.every((image, index) => image.resolved === images[index]);
+    return (
+      target.length === images.length &&
+      target.every(({ reference, resolved }, index) => {
+        const image = images[index]!;
+        return reference === image.reference && resolved?.platformDigest === image.platformDigest;
+      })
+    );
   }
 
   /** A flash cache: pods may start from it. */

@@ -41,8 +41,8 @@ export interface ResolvedImage {
   readonly form: ImageForm;
   readonly layers: readonly ResolvedLayer[];
   /**
-   * Bytes it will take on disk when no other image shares anything: blobs, sources, metadata, and what is unpacked. At least the layers' sum;
-   * the same image gives the same number always.
+   * Bytes it will take on disk when no other image shares anything, as far as that is known before it is here: blobs, sources, metadata. At
+   * least the layers' sum. What unpacking adds is told by `prepare`.
    */
   readonly sizeBytes: number;
 }
@@ -83,6 +83,8 @@ export interface PrepareNote {
 export interface PreparedImage {
   /** Bytes fetched from registries for it; the rest was here. */
   readonly fetchedBytes: number;
+  /** Bytes that it takes on disk when no other image shares anything; more than `sizeBytes` when it had to be unpacked. */
+  readonly heldBytes: number;
 }
 
 export interface ImageStore {

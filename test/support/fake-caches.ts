@@ -97,6 +97,8 @@ export class FakeNode {
   readonly usedBlobs = new Set<string>();
   /** How often each blob was fetched. */
   readonly fetches = new Map<string, number>();
+  /** What unpacking adds to an image, by reference. */
+  readonly unpackedBytes = new Map<string, number>();
   /** The next calls of a kind fail with these, in turn. */
   readonly failures = new Map<Call, Error[]>();
   /** Calls of `prepare` wait here. */
@@ -215,7 +217,7 @@ export class FakeNode {
       doneBytes += layer.sizeBytes;
       options.onProgress({ doneBytes, totalBytes: layers.length * layer.sizeBytes });
     }
-    return { fetchedBytes };
+    return { fetchedBytes, heldBytes: image.sizeBytes + (this.unpackedBytes.get(image.reference) ?? 0) };
   }
 
   private async waitAtGate(signal: AbortSignal): Promise<void> {

@@ -158,7 +158,7 @@ export class ContainerdImageStore implements ImageStore {
     }));
     await this.dropBuild(cacheId, image, signal);
     progress.finish();
-    return { fetchedBytes };
+    return { fetchedBytes, heldBytes: neededBytes };
   }
 
   /** Documents and snapshots, by a process of its own. */

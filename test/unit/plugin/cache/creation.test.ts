@@ -54,6 +54,27 @@ test('images that are larger than the cache fail it with both numbers, and nothi
   expect(() => caches.service.get(imageCacheId)).toThrowError(expect.objectContaining({ code: 'NotFound' }));
 });
 
+test('what unpacking takes counts: against the size of the cache, and in the ledger', async () => {
+  await using caches = host({ budgetBytes: 12 * GIB });
+  caches.node.push(fakeImage('registry.example/plain:1', ['p'], { layerMib: 4 * 1024 }));
+  caches.node.unpackedBytes.set('registry.example/plain:1', 7 * GIB);
+  const plain = await caches.service.create({ imageCacheName: 'plain', images: ['registry.example/plain:1'] });
+  await caches.settle();
+  expect(caches.service.get(plain.imageCacheId)).toMatchObject({ status: 'Ready', images: [{ sizeBytes: 11 * GIB }] });
+  expect(caches.service.usage().committedBytes).toBe(11 * GIB);
+  caches.restart();
+  expect(caches.service.usage().committedBytes).toBe(11 * GIB);
+  // The next one would fit as the registry has it, and not as it is on disk.
+  caches.node.push(fakeImage('registry.example/more:1', ['q'], { layerMib: 512 }));
+  caches.node.unpackedBytes.set('registry.example/more:1', GIB);
+  const more = await caches.service.create({ imageCacheName: 'more', images: ['registry.example/more:1'] });
+  await caches.settle();
+  expect(caches.service.get(more.imageCacheId)).toMatchObject({ status: 'Failed' });
+  expect(caches.service.get(more.imageCacheId).failure).toContain('caches.budget_bytes');
+  expect(caches.service.usage().committedBytes).toBe(11 * GIB);
+  expect(caches.node.pins.size).toBe(1);
+});
+
 test('images that share most of their bytes fit a cache that each of them nearly fills', async () => {
   await using caches = host();
   const big = { layerMib: 9 * 1024 };
