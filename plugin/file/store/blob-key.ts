@@ -1,7 +1,7 @@
 /**
  * Under what name a blob's bytes are kept. Until a blob is complete its digest proves nothing, so bytes are shared only between images
- * that believe the same witness: the list of chunk digests that their manifests name, or the registries that they name. Otherwise an
- * image could have wrong bytes stored under the digest of a layer that another image uses.
+ * that believe the same witness: the list of chunk digests that their manifests name, or the registries that they name; and the same size.
+ * Otherwise an image could have wrong bytes stored under the digest of a layer that another image uses, or have its right ones removed.
  *
  *   sha256:<digest>.<first 16 hex of the witness's SHA-256>      directory: the same without "sha256:"
  *   local:<digest>:<path>                                        a file that is not the store's
@@ -19,7 +19,7 @@ export function blobKeyOf(source: BlobSource): string {
   const list = source.chunkList;
   const witness =
     list === undefined ? `from:${hosts.join(',')}` : `list:${list.digest},${list.offsetBytes},${list.sizeBytes},${list.chunkBytes}`;
-  return `${source.digest}.${hash('sha256', witness, 'hex').slice(0, 16)}`;
+  return `${source.digest}.${hash('sha256', `${witness} ${source.sizeBytes}`, 'hex').slice(0, 16)}`;
 }
 
 /** The digest in a stored blob's key. */

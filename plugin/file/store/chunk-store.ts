@@ -117,7 +117,7 @@ export class ChunkStore {
 
   /**
    * A counted reference to a blob; those with equal keys (blob-key.ts) share one. Succeeds also when the disk refuses (the blob then lives in memory). Rejects:
-   * InvalidArgument when the digest is in use with another size, ResourceExhausted when open blobs are impossibly large,
+   * InvalidArgument when a local file is in use with another size, ResourceExhausted when open blobs are impossibly large,
    * FailedPrecondition when `localPath` is not a file of the stated size.
    */
   async acquire(source: BlobSource): Promise<BlobHandle> {

@@ -18,7 +18,7 @@ export class DiskHealth {
   private reason: string | undefined;
   private probeAtMs = 0;
   private toldAtMs = Number.NEGATIVE_INFINITY;
-  private isTold = false;
+  private toldReason: string | undefined;
 
   constructor(clock: Clock, log: Logger, onEvent: (event: StoreEvent) => void) {
     this.clock = clock;
@@ -56,19 +56,19 @@ export class DiskHealth {
     if (this.reason === undefined) return;
     this.reason = undefined;
     this.probeAtMs = 0;
-    if (!this.isTold) return;
-    this.isTold = false;
+    if (this.toldReason === undefined) return;
+    this.toldReason = undefined;
     this.log.info('the store keeps fetched bytes again');
     this.onEvent({ kind: 'store-recovered' });
   }
 
   private degrade(reason: string, detail: string): void {
-    const isNews = this.reason !== reason;
     this.reason = reason;
     const nowMs = this.clock.monotonicMs();
-    if (!isNews || nowMs - this.toldAtMs < EVENT_GAP_MS) return;
+    // What happens within the gap is told with the first failure after it.
+    if (this.toldReason === reason || nowMs - this.toldAtMs < EVENT_GAP_MS) return;
     this.toldAtMs = nowMs;
-    this.isTold = true;
+    this.toldReason = reason;
     this.log.warn({ reason, detail }, 'the store cannot keep fetched bytes; reads go on from the network');
     this.onEvent({ kind: 'store-degraded', reason, detail });
   }
