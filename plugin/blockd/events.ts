@@ -3,6 +3,8 @@ import type { Clock } from '../base/clock.ts';
 
 /** Enough to see what led to a failure; older ones are in the journal. */
 const MAX_EVENTS = 500;
+/** Of one kind about one subject: a container that repeats a read that fails must not push out what others need to know. */
+const MAX_ALIKE = 20;
 
 export interface DataPlaneEvent {
   sequence: number;
@@ -24,6 +26,8 @@ export class EventRing {
   }
 
   add(event: Pick<DataPlaneEvent, 'severity' | 'kind' | 'subject' | 'message'>): void {
+    const alike = this.events.filter(({ kind, subject }) => kind === event.kind && subject === event.subject);
+    if (alike.length >= MAX_ALIKE) this.events.splice(this.events.indexOf(alike[0]!), 1);
     this.sequence += 1;
     this.events.push({ sequence: this.sequence, atMs: this.clock.nowMs(), ...event });
     if (this.events.length > MAX_EVENTS) this.events.shift();
