@@ -91,6 +91,28 @@ function damage(file: string, units: readonly number[]): void {
 }
 
 describe('opening', () => {
+  test('with "full-layer-first" every layer is here and proven before the device opens, and one that is not what its digest says stops it', async () => {
+    const { parts } = await setUp();
+    const careful = { ...parts, verify: 'full-layer-first' as const };
+    const open = await OpenDevice.open('one', device.spec, careful, signal);
+    expect(open.handles.map((handle) => handle.isVerified)).toEqual([true, true, true]);
+    open.close();
+
+    // A byte of a block that opening does not look at: lazily, the image opens.
+    const [, top] = device.spec.layers;
+    const digest = top!.kind === 'full' ? top!.blob.digest : '';
+    const flips: Serve = (bytes, range) => {
+      const at = 2 * UNIT - range.offset;
+      if (range.digest === digest && at >= 0 && at < bytes.length) bytes[at]! ^= 1;
+      return bytes;
+    };
+    const lying = await setUp(flips);
+    await expect(OpenDevice.open('two', device.spec, { ...lying.parts, verify: 'full-layer-first' }, signal)).rejects.toMatchObject({
+      code: 'DataLoss',
+      message: expect.stringContaining(digest),
+    });
+  });
+
   test('bytes of a table that came wrong are fetched again', async () => {
     const wrongOnce: Serve = (bytes, { tries }) => (tries === 1 ? Buffer.from(bytes.map((byte) => byte ^ 0x11)) : bytes);
     const { parts } = await setUp(wrongOnce);
