@@ -3,13 +3,14 @@
  * it away, and bytes go when the last user does. One host for all; the cases build on each other in order.
  */
 import { execFileSync } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ARTIFACT_TYPE } from '../../../plugin/image/oci/media-types.ts';
 import { indexTars } from '../../support/converted-image.ts';
 import { Cri, readCriLog } from '../../support/cri.ts';
+import { DockerRegistry } from '../../support/docker-registry.ts';
 import { createCache, type ShownCache, waitCache } from '../../support/image-caches.ts';
 import { LazyHost, SNAPSHOTTER } from '../../support/lazy-host.ts';
 import { buildImage, layerOfEntries, type PushedImage, pushImage } from '../../support/oci-image.ts';
@@ -19,6 +20,8 @@ import { busyboxImage, busyboxLayer } from '../../support/small-images.ts';
 import { asArtifact } from '../../support/twin-image.ts';
 import { waitFor } from '../../support/wait.ts';
 import { filledBytes, lazyBusybox } from '../lazy/lazy-images.ts';
+
+const ACCOUNT = { username: 'ann', password: 'correct-horse' };
 
 /** More than a start reads. */
 const PAYLOAD_BYTES = 3_000_000;
@@ -150,6 +153,29 @@ test('a creation survives the death of its process, of the control plane and of 
   expect(await known(reference)).toBe(false);
 });
 
+test('images of a private registry come with the credentials of their cache, which show nowhere', async () => {
+  await using registry = await DockerRegistry.start({ htpasswd: ACCOUNT });
+  const above = [await kind('private', 5)];
+  const images = [
+    await pushImage(registry, 'private/full', '1', await lazyBusybox(scratch, above, config())),
+    await pushImage(registry, 'private/ordinary', '1', await busyboxImage({ config: config(), above })),
+  ].map(({ reference }) => reference);
+  const create = (imageCacheName: string, password: string): Promise<ShownCache> => {
+    const imageRegistryCredentials = [{ server: registry.host, userName: ACCOUNT.username, password }];
+    return createCache(host.sidecar, { imageCacheName, images, imageRegistryCredentials });
+  };
+  const wrong = await create('wrong', 'battery-staple');
+  await waitCache(host.sidecar, wrong.imageCacheId, 'Failed');
+  const right = await create('right', ACCOUNT.password);
+  const shown = await waitCache(host.sidecar, right.imageCacheId, 'Ready');
+  expect(readdirSync(join(host.sidecar.root, 'pins')).filter((name) => name.startsWith(wrong.imageCacheId))).toEqual([]);
+  for (const text of [JSON.stringify(shown), readFileSync(host.sidecar.logPath, 'utf8')]) {
+    expect(text).not.toContain(ACCOUNT.password);
+    expect(text).not.toContain('battery-staple');
+  }
+  for (const { imageCacheId } of [wrong, right]) await host.sidecar.admin('DELETE', `/v1/image-caches/${imageCacheId}`);
+});
+
 test('with the registry stopped, pods of all cached images start', async () => {
   await host.registry.stop();
   await startAll('offline');
@@ -228,4 +254,30 @@ test('with the last cache everything goes: leases, pins, records, unpacked layer
   expect(existsSync(join(host.sidecar.root, 'image-caches'))).toBe(true);
   const { usedBytes, diskBytes } = await storeBytes();
   expect(usedBytes).toBe(diskBytes);
+});
+
+test('a flash cache is Ready before it is whole, and becomes whole; a containerd that knows pinned images is told', async () => {
+  await using other = await LazyHost.start({ containerd: { line: '2' } });
+  const image = await pushImage(other.registry, 'caches/pinned', '1', await lazyBusybox(scratch, [], config()));
+  const request = { imageCacheName: 'pinned', images: [image.reference], flash: true };
+  const { imageCacheId } = await createCache(other.sidecar, request);
+  await waitCache(other.sidecar, imageCacheId, 'Ready');
+  const progress = async (): Promise<number> =>
+    (JSON.parse(await other.sidecar.admin('GET', `/v1/image-caches/${imageCacheId}`)) as { progress: number }).progress;
+  await waitFor(async () => (await progress()) === 100, { what: 'the flash cache to be whole', timeoutMs: 60_000 });
+  const record = async (): Promise<string> =>
+    (await other.containerd.ctr(['images', 'ls'], { namespace: 'k8s.io' })).stdout
+      .split('\n')
+      .find((line) => line.startsWith(image.reference)) ?? '';
+  expect(await record()).toContain('io.cri-containerd.pinned=pinned');
+  await using its = await Cri.connect(other.containerd.socket);
+  const isPinned = async (): Promise<boolean | undefined> => {
+    const { images } = await its.images('ListImages', {});
+    return (images as { repoTags: string[]; pinned?: boolean }[]).find(({ repoTags }) => repoTags.includes(image.reference))?.pinned;
+  };
+  await waitFor(isPinned, { what: 'CRI to list the image as pinned', timeoutMs: 30_000 });
+  // What a pull with imagePullPolicy Always does: the record is the puller's then, and stays when the cache goes, no longer pinned.
+  await its.pullImage(image.reference);
+  await other.sidecar.admin('DELETE', `/v1/image-caches/${imageCacheId}`);
+  await waitFor(async () => !(await record()).includes('pinned=pinned'), { what: 'the pin to go', timeoutMs: 30_000 });
 });
