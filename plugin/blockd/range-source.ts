@@ -26,7 +26,7 @@ export function createRegistryRanges(config: Config, logger: Logger): FetchRange
 
 /** A fetch function over the registry. A blob without a repository is NotFound. */
 export function registryRanges(client: RegistryClient): FetchRange {
-  return async (source, offsetBytes, lengthBytes, { signal, avoidMirrors, servedBy, onProgress, target }) => {
+  return async (source, offsetBytes, lengthBytes, { signal, avoidMirrors, onAsked, servedBy, onProgress, target }) => {
     let failure: unknown = new AppError('NotFound', {
       op: 'fetch range of',
       subject: source.digest,
@@ -34,14 +34,13 @@ export function registryRanges(client: RegistryClient): FetchRange {
     });
     for (const repository of source.repositories) {
       try {
-        const { bytes, mirror } = await client.fetchRange(
-          repository,
-          source.digest as Digest,
-          source.sizeBytes,
-          offsetBytes,
-          lengthBytes,
-          avoidMirrors === undefined ? { signal, onProgress, target } : { signal, avoidMirrors, onProgress, target },
-        );
+        const { bytes, mirror } = await client.fetchRange(repository, source.digest as Digest, source.sizeBytes, offsetBytes, lengthBytes, {
+          signal,
+          onAsked,
+          onProgress,
+          target,
+          ...(avoidMirrors === undefined ? {} : { avoidMirrors }),
+        });
         servedBy(mirror);
         return bytes;
       } catch (error) {

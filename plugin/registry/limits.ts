@@ -113,6 +113,9 @@ export const FILE_RECHECK_MS = 1_000;
 /** A mirror that failed is passed over for this long at first, doubled with each further failure. */
 export const MIRROR_HOLD_MS = 1_000;
 export const MIRROR_HOLD_MAX_MS = 30_000;
+
+/** What a mirror that failed last time gets of a request while others are left: a unit of 64 KiB at 180 kbit/s. */
+export const MIRROR_TRIAL_MS = 3_000;
 export const MAX_MIRROR_STATES = 1024;
 
 /** Retry-After is believed up to here. */

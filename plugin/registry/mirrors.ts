@@ -1,6 +1,7 @@
 /**
  * Mirrors in order, and which of them to pass over for a while. A mirror that fails is held back, longer with each failure, and tried
- * again by one request when its time is over. When all are held back all are tried: a registry that returns is noticed at once.
+ * again by one request, for a short time, when its time is over. When all are held back all are tried: a registry that returns is
+ * noticed at once. One that is silent until the caller gives up has failed too; the caller's next request finds it held back.
  */
 import { LRUCache } from 'lru-cache';
 import type { Clock } from '../base/clock.ts';
@@ -8,7 +9,7 @@ import { AppError, type AppErrorOptions, type ErrorCode, isAppError } from '../b
 import type { Endpoint, HostResolver } from './hosts.ts';
 import type { Capability } from './hosts-toml.ts';
 import { askedWaitMs } from './http-errors.ts';
-import { MAX_MIRROR_STATES, MIRROR_HOLD_MAX_MS, MIRROR_HOLD_MS } from './limits.ts';
+import { MAX_MIRROR_STATES, MIRROR_HOLD_MAX_MS, MIRROR_HOLD_MS, MIRROR_TRIAL_MS } from './limits.ts';
 import { formatRepository, type Repository } from './reference.ts';
 import type { Deadline } from './session.ts';
 
@@ -62,15 +63,22 @@ export class Mirrors {
     const failures: AppError[] = [];
     for (const [index, endpoint] of order.entries()) {
       for (let attempt = 1; ; attempt += 1) {
+        const startMs = this.clock.monotonicMs();
         try {
-          const result = await action(endpoint, this.share(request.deadline, index === order.length - 1));
+          const result = await action(endpoint, this.share(endpoint, request.deadline, index === order.length - 1));
           this.health.delete(endpoint.key);
           return result;
         } catch (error) {
-          if (!isAppError(error) || this.isFinal(error, request.deadline)) throw error;
+          if (!isAppError(error)) throw error;
+          const spentMs = this.clock.monotonicMs() - startMs;
+          if (this.isFinal(error, request.deadline)) {
+            // A caller in a hurry says nothing about the mirror.
+            if (error.code === 'DeadlineExceeded' && spentMs >= MIRROR_HOLD_MS) this.hold(endpoint.key, spentMs);
+            throw error;
+          }
           if (attempt === 1 && error.details.fault === 'reset') continue;
           failures.push(error);
-          if (blamesEndpoint(error)) this.hold(endpoint.key);
+          if (blamesEndpoint(error)) this.hold(endpoint.key, spentMs);
           break;
         }
       }
@@ -94,21 +102,24 @@ export class Mirrors {
     }
     const probed = usable.length + held.length > 1 && usable[0] !== undefined ? this.health.get(usable[0].key) : undefined;
     // This request tries a mirror whose time is over; others pass it over until the answer is known.
-    if (probed !== undefined) probed.heldUntilMs = nowMs + MIRROR_HOLD_MS;
+    if (probed !== undefined) probed.heldUntilMs = nowMs + MIRROR_TRIAL_MS;
     return [...usable, ...held, ...avoided];
   }
 
-  private hold(key: string): void {
+  /** Longer with each failure, and no shorter than it kept a request waiting. */
+  private hold(key: string, spentMs: number): void {
     const failureCount = (this.health.get(key)?.failureCount ?? 0) + 1;
-    const holdMs = Math.min(MIRROR_HOLD_MS * 2 ** (failureCount - 1), MIRROR_HOLD_MAX_MS);
+    const holdMs = Math.min(Math.max(MIRROR_HOLD_MS * 2 ** (failureCount - 1), spentMs), MIRROR_HOLD_MAX_MS);
     this.health.set(key, { failureCount, heldUntilMs: this.clock.monotonicMs() + holdMs });
   }
 
-  /** Half of what is left while others can still be tried, so that one slow mirror does not use up the time of all. */
-  private share(deadline: Deadline, isLast: boolean): Deadline {
+  /** Half of what is left while others can still be tried, so that one slow mirror does not use up the time of all; less on trial. */
+  private share(endpoint: Endpoint, deadline: Deadline, isLast: boolean): Deadline {
     if (isLast || deadline.atMs === Infinity) return deadline;
     const nowMs = this.clock.monotonicMs();
-    return { atMs: nowMs + (deadline.atMs - nowMs) / 2, signal: deadline.signal };
+    const halfMs = (deadline.atMs - nowMs) / 2;
+    const shareMs = this.health.has(endpoint.key) ? Math.min(halfMs, MIRROR_TRIAL_MS) : halfMs;
+    return { atMs: nowMs + shareMs, signal: deadline.signal };
   }
 
   private isFinal(error: AppError, deadline: Deadline): boolean {

@@ -21,6 +21,8 @@ export interface RangeOptions {
   readonly signal?: AbortSignal;
   /** Endpoints whose bytes turned out wrong ({@link RangeResult.mirror}): tried last, and without remembered redirects. */
   readonly avoidMirrors?: readonly string[];
+  /** Called with each endpoint that is asked, before it is. */
+  readonly onAsked?: (endpoint: string) => void;
   /** Called with each piece of the answer: a slow link is not a stuck one. Must return quickly. */
   readonly onProgress?: () => void;
   /** As long as the range: the bytes go there, and it is returned. Not to be read or used again when the fetch fails. */
@@ -100,7 +102,10 @@ export class RangeReader {
         preferred: this.routeOf(routeKey)?.endpointKey,
         ...(avoid === undefined ? {} : { avoid }),
       },
-      (endpoint, share) => this.attempt(endpoint, call, share),
+      (endpoint, share) => {
+        options.onAsked?.(endpoint.key);
+        return this.attempt(endpoint, call, share);
+      },
     );
     return { bytes: target, mirror };
   }

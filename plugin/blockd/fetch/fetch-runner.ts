@@ -10,7 +10,6 @@ import assert from 'node:assert/strict';
 import { setMaxListeners } from 'node:events';
 import type { Clock } from '../../base/clock.ts';
 import { AppError, describeError, isAppError } from '../../base/errors.ts';
-import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
 import type { ChunkStore } from '../../file/store/chunk-store.ts';
 import type { BlobFetches } from './blob-fetches.ts';
@@ -20,6 +19,7 @@ import type { FetchQueue, HostGroup } from './fetch-queue.ts';
 import { FetchCounters, LatencyHistogram } from './fetch-stats.ts';
 import type { FetchEvent, FetchRange } from './fetch-types.ts';
 import { backoffMs, patienceFor } from './retry-policy.ts';
+import { firstToAnswer } from './side-request.ts';
 
 export interface RunnerOptions {
   store: ChunkStore;
@@ -125,6 +125,7 @@ export class FetchRunner {
     fetch.attempt += 1;
     fetch.startedAtMs = nowMs;
     fetch.progressAtMs = nowMs;
+    fetch.asked = undefined;
     for (const counters of [this.counters, blob.counters]) {
       counters.requests += 1;
       if (fetch.attempt > 1) counters.retries += 1;
@@ -142,12 +143,15 @@ export class FetchRunner {
         fetch.progressAtMs = this.options.clock.monotonicMs();
         blob.group.progressAtMs = fetch.progressAtMs;
       };
+      const onAsked = (mirror: string): void => {
+        fetch.asked = mirror;
+      };
       const servedBy = (mirror: string): void => {
         blob.lastMirror = mirror;
         blob.mirrors.set(fetch.firstUnit, fetch.endUnit, mirror);
       };
       const { signal } = controller;
-      const options = { signal, attempt: fetch.attempt, avoidMirrors: fetch.avoidMirrors, servedBy, onProgress, target };
+      const options = { signal, attempt: fetch.attempt, avoidMirrors: fetch.avoidMirrors, onAsked, servedBy, onProgress, target };
       this.options.fetchRange(blob.source, fetch.offsetBytes, fetch.lengthBytes, options).then(resolve, reject);
     });
   }
@@ -348,11 +352,9 @@ export class FetchRunner {
 
   private async runProbe(group: HostGroup, fetch: Fetch, probe: AbortController): Promise<void> {
     const signal = AbortSignal.any([probe.signal, fetch.blob.gone.signal, this.stop.signal]);
-    const ignore = (): void => {};
-    const lengthBytes = Math.min(FETCH_UNIT_BYTES, fetch.lengthBytes);
-    const options = { signal, attempt: fetch.attempt + 1, servedBy: ignore, onProgress: ignore, target: new Uint8Array(lengthBytes) };
+    let mirror: string | undefined;
     try {
-      await until(this.options.fetchRange(fetch.blob.source, fetch.offsetBytes, lengthBytes, options), signal);
+      mirror = await firstToAnswer(this.options.fetchRange, fetch, signal);
     } catch (error) {
       this.options.log.debug({ err: error }, 'a silent registry is still silent');
       return;
@@ -363,8 +365,9 @@ export class FetchRunner {
     group.progressAtMs = nowMs;
     for (const other of this.running) {
       if (other.blob.group !== group || nowMs - other.progressAtMs < SILENCE_MS) continue;
-      const what = 'made again: the registry answers other requests';
-      other.abort?.(fetchError('Unavailable', other, what, { isRestart: true }));
+      // DeadlineExceeded: the mirror is to blame, and is passed over.
+      const code = mirror === undefined || other.asked === undefined || other.asked === mirror ? 'Unavailable' : 'DeadlineExceeded';
+      other.abort?.(fetchError(code, other, 'made again: the registry answers other requests', { isRestart: true }));
     }
   }
 
@@ -402,14 +405,4 @@ function toAppError(error: unknown, fetch: Fetch): AppError {
   if (error instanceof assert.AssertionError) throw error;
   const subject = `${fetch.blob.handle.source.digest} [${fetch.offsetBytes}, +${fetch.lengthBytes})`;
   return new AppError('Internal', { op: 'fetch', subject, what: describeError(error), cause: error });
-}
-
-/** The promise's result, or a rejection as soon as the signal comes. */
-function until<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const onAbort = (): void => reject(signal.reason);
-    signal.addEventListener('abort', onAbort, { once: true });
-    if (signal.aborted) onAbort();
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
-  });
 }

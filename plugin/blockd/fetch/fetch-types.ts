@@ -9,8 +9,10 @@ export interface FetchOptions {
   signal: AbortSignal;
   /** 1 for the first try of this range. */
   attempt: number;
-  /** Mirrors that gave wrong bytes for this range; another one is to be asked if there is one. */
+  /** Mirrors that gave wrong bytes for this range, or none; another one is to be asked if there is one. */
   avoidMirrors?: readonly string[];
+  /** To be told each mirror that is asked: the last one is to blame for silence. */
+  onAsked: (mirror: string) => void;
   /** To be told which mirror answers, before the bytes are returned. */
   servedBy: (mirror: string) => void;
   /** A buffer of the range's length that may be used for the answer; nobody may write to it after the promise has settled well. */

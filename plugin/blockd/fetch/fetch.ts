@@ -29,6 +29,8 @@ export class Fetch {
   demandedAtMs: number;
   hasLostData = false;
   avoidMirrors: readonly string[];
+  /** The mirror that the request under way was sent to, as far as that is known. */
+  asked: string | undefined;
   /** Ends the request under way with a reason; set while running. */
   abort: ((reason: unknown) => void) | undefined;
 

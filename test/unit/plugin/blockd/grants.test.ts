@@ -43,6 +43,7 @@ function read(of: BlobSource): Promise<Uint8Array> {
   const options: FetchOptions = {
     signal: AbortSignal.timeout(20_000),
     attempt: 1,
+    onAsked: () => {},
     servedBy: () => {},
     target: new Uint8Array(1000),
     onProgress: () => {},

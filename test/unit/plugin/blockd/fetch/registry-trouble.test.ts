@@ -13,8 +13,9 @@ import type { RegistryClientOptions } from '../../../../../plugin/registry/clien
 import { dockerConfigSource } from '../../../../../plugin/registry/docker-config.ts';
 import { type FaultRegistry, startFaultRegistry } from '../../../../support/fault-registry.ts';
 import { testClient } from '../../../../support/registry-client.ts';
+import { makeHostsDir } from '../../../../support/registry-hosts.ts';
 import { bytesOf, openStore, read, scratchDir, UNIT } from '../../file/store/store-support.ts';
-import { FakeClock, settleAll } from './fetch-support.ts';
+import { FakeClock, settleAll, watch } from './fetch-support.ts';
 
 const WAIT = { timeout: 20_000 };
 const UNITS = 60;
@@ -156,5 +157,54 @@ describe('a registry that says when to come back', () => {
     const { clock, reading } = await refusedOnce(status + 1_000, status, {});
     clock.advance(1_000);
     await reading;
+  });
+});
+
+describe('a first mirror that takes requests and never answers', () => {
+  async function setUp(seed: number, requests: { hang: number }) {
+    const [silent, good] = [await startFaultRegistry(), await startFaultRegistry()];
+    const { certsDir, cleanUp } = makeHostsDir({ 'registry.test': [silent.origin, good.origin] });
+    onTestFinished(async () => {
+      cleanUp();
+      await silent.stop();
+      await good.stop();
+    });
+    silent.inject({ effect: { kind: 'stall' }, times: requests.hang });
+    const clock = new FakeClock();
+    const options = { hostsDirs: [certsDir], clock, headersTimeoutMs: 120_000, bodyIdleTimeoutMs: 120_000 };
+    const parts = await reader(good, seed, options, { host: 'registry.test', clock });
+    return { ...parts, clock, silent, good };
+  }
+  /** Ten times as fast as real time, so that connections keep up. */
+  const untilDone = (clock: FakeClock, outcome: { isDone: boolean }) =>
+    vi.waitFor(
+      () => {
+        clock.advance(100);
+        expect(outcome.isDone).toBe(true);
+      },
+      { timeout: 60_000, interval: 10 },
+    );
+
+  test('is passed over: by the reads that hang there, and by those that come after', async () => {
+    const { demand, clock, silent } = await setUp(40, { hang: 1_000 });
+    const hanging = watch(Promise.all([demand(3), demand(20)]));
+    await untilDone(clock, hanging);
+    expect(hanging.error).toBeUndefined();
+    const { length } = silent.log;
+    for (const unit of [30, 40, 50]) await demand(unit);
+    expect(silent.log).toHaveLength(length);
+  });
+
+  test('whose old connections alone hang is not blamed: it is asked again', async () => {
+    const { demand, clock, silent, good } = await setUp(41, { hang: 1 });
+    good.inject({ effect: { kind: 'stall' }, times: 1_000 });
+    const bytes = good.api.blobs.values().next().value!;
+    silent.addBlob(bytes);
+    const hanging = watch(demand(3));
+    await untilDone(clock, hanging);
+    expect(hanging.error).toBeUndefined();
+    const { length } = good.log;
+    await demand(20);
+    expect(good.log).toHaveLength(length);
   });
 });
