@@ -109,7 +109,7 @@ export function startImageService({ config, vault, snapshotter, blockd, caches, 
           credentials: source,
           onExcess,
         });
-        await client.resolve(reference, object, { signal });
+        return (await client.resolve(reference, object, { signal })).digest;
       },
     },
   );

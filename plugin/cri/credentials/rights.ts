@@ -15,10 +15,17 @@ export interface Rights {
   /** `unknown`: the registry did not answer, or has no such image any more. */
   readonly verdict: 'granted' | 'refused' | 'unknown';
   readonly reason: string;
+  /** What the reference names now; when granted. */
+  readonly digest?: string;
 }
 
-/** One HEAD with nothing but `credential` for the registry itself. Errors as RegistryClient.resolve. */
-export type AskRegistry = (reference: Reference, object: string, credential: Credential | undefined, signal: AbortSignal) => Promise<void>;
+/** One HEAD with nothing but `credential` for the registry itself; answers the digest. Errors as RegistryClient.resolve. */
+export type AskRegistry = (
+  reference: Reference,
+  object: string,
+  credential: Credential | undefined,
+  signal: AbortSignal,
+) => Promise<string>;
 
 export interface RightsOptions {
   readonly ask: AskRegistry;
@@ -31,7 +38,7 @@ export interface RightsOptions {
 
 export class RightsChecker {
   private readonly options: RightsOptions;
-  private readonly consents = new LRUCache<string, number>({ max: MAX_CONSENTS });
+  private readonly consents = new LRUCache<string, { untilMs: number; digest: string }>({ max: MAX_CONSENTS });
   private readonly asking = new Map<string, Promise<Rights>>();
 
   constructor(options: RightsOptions) {
@@ -41,10 +48,10 @@ export class RightsChecker {
   /** Asks, or remembers. With `digest` that manifest is asked for, not what the tag names now. Rejects only with the signal's reason. */
   async check(reference: Reference, digest: string | undefined, credential: Credential | undefined, signal: AbortSignal): Promise<Rights> {
     const object = digest ?? referenceObject(reference);
-    const key = `${formatRepository(reference)} ${object} ${credentialFingerprint(credential)}`;
-    const untilMs = this.consents.get(key);
-    if (untilMs !== undefined && this.options.clock.monotonicMs() < untilMs) {
-      return { verdict: 'granted', reason: 'the registry consented a moment ago' };
+    const key = keyOf(reference, object, credential);
+    const consent = this.consents.get(key);
+    if (consent !== undefined && this.options.clock.monotonicMs() < consent.untilMs) {
+      return { verdict: 'granted', reason: 'the registry consented a moment ago', digest: consent.digest };
     }
     // Thirty-two pods of one image ask once. The question has its own deadline, so that nobody's abort spoils it for others.
     let asked = this.asking.get(key);
@@ -61,13 +68,20 @@ export class RightsChecker {
     const { ask, clock, ttlMs, deadlineMs } = this.options;
     const timeout = AbortSignal.timeout(deadlineMs);
     try {
-      await ask(reference, object, credential, timeout);
-      this.consents.set(key, clock.monotonicMs() + ttlMs);
-      return { verdict: 'granted', reason: 'the registry consents' };
+      const digest = await ask(reference, object, credential, timeout);
+      const consent = { untilMs: clock.monotonicMs() + ttlMs, digest };
+      this.consents.set(key, consent);
+      // Who may have what the tag names may have it by its digest too.
+      this.consents.set(keyOf(reference, digest, credential), consent);
+      return { verdict: 'granted', reason: 'the registry consents', digest };
     } catch (error) {
       if (!isAppError(error) && !timeout.aborted) throw error;
       const isRefusal = isAppError(error, 'Unauthenticated', 'PermissionDenied');
       return { verdict: isRefusal ? 'refused' : 'unknown', reason: describeError(error) };
     }
   }
+}
+
+function keyOf(reference: Reference, object: string, credential: Credential | undefined): string {
+  return `${formatRepository(reference)} ${object} ${credentialFingerprint(credential)}`;
 }

@@ -28,9 +28,9 @@ const RULE_TEXT: Readonly<Record<RuleInForce, string>> = {
   'best-match': 'the pod takes the cache that fits best',
 };
 
-function requestOf({ rules, images }: KnownPod): MatchRequest {
+function requestOf({ rules, images }: KnownPod, image: string, digest: string | undefined): MatchRequest {
   return {
-    images: images.map((reference) => ({ reference })),
+    images: images.map((reference) => (reference === image && digest !== undefined ? { reference, digest } : { reference })),
     extraEphemeralStorage: rules.extraEphemeralGib,
     ...(rules.pin === null ? {} : { imageCacheId: rules.pin }),
     perfectMatch: rules.isPerfectMatch,
@@ -57,10 +57,11 @@ function imagesText({ images, imagesFrom, factsReason }: KnownPod): string {
 }
 
 /**
- * The decision for one image. Throws FailedPrecondition when the pod pins a cache that does not serve (R149): the pull must fail. Other
+ * The decision for one image. `digest` is what its name means at the registry now, undefined when that is not known: a cache that holds the
+ * name with another digest is then not the image that the pod asks for (R136); a pin goes by the name all the same. Throws FailedPrecondition when the pod pins a cache that does not serve (R149): the pull must fail. Other
  * failures of the caches are theirs.
  */
-export function decideByCaches(caches: CacheService, pod: KnownPod, image: string): CacheDecision {
+export function decideByCaches(caches: CacheService, pod: KnownPod, image: string, digest: string | undefined): CacheDecision {
   const { rules, sandbox } = pod;
   const none = { cacheId: null, digest: null };
   if (!rules.isSelected) {
@@ -70,7 +71,7 @@ export function decideByCaches(caches: CacheService, pod: KnownPod, image: strin
   const reasons = [RULE_TEXT[rule]];
   if (rule === 'off') return { ...none, decision: 'pull', reasons, wantsAutoCreate: false };
   reasons.push(imagesText(pod));
-  const request = requestOf(pod);
+  const request = requestOf(pod, image, rule === 'pin' ? undefined : digest);
   let result: MatchResult;
   try {
     if (rule !== 'pin') reasons.push(...explained(caches.explain(request)));
@@ -85,11 +86,11 @@ export function decideByCaches(caches: CacheService, pod: KnownPod, image: strin
   const held = match?.isCovered === true ? heldImage(cache, match.cachedReference) : undefined;
   const wantsAutoCreate = rule !== 'pin' && result.missingImages.length > 0;
   if (held === undefined || held.digest === null) {
-    reasons.push(`cache ${cache.imageCacheId} (${cache.imageCacheName}) does not hold this image`);
+    const why = match?.isStale === true ? `holds it as it was: the tag names ${digest} now` : 'does not hold this image';
+    reasons.push(`cache ${cache.imageCacheId} (${cache.imageCacheName}) ${why}`);
     return { ...none, decision: 'pull', reasons, wantsAutoCreate };
   }
   reasons.push(`cache ${cache.imageCacheId} (${cache.imageCacheName}) holds it as ${held.digest}`);
-  if (match?.isStale === true) reasons.push('the tag has moved since the cache was made; the cache keeps to its digest');
   const decision = rule === 'pin' ? 'pinned-cache' : 'matched-cache';
   return { decision, cacheId: cache.imageCacheId, digest: held.digest, reasons, wantsAutoCreate };
 }

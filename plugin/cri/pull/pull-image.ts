@@ -94,8 +94,9 @@ export class PullImageHandler {
     const { sandbox } = request;
     const pod = isKubernetesPod(sandbox) ? await this.options.pods.see(sandbox, image, this.lookupSignal(call)) : undefined;
     const pull: Pull = { call, request, image, reference, pod };
-    const decision = pod === undefined ? undefined : this.decide(pull, pod);
     const candidates = await this.candidates(pull);
+    const decision =
+      pod === undefined ? undefined : (this.decided(pull, pod) ?? this.decide(pull, pod, await this.digestOf(pull, pod, candidates)));
     if (decision?.wantsAutoCreate === true) this.autoCreate(pull, pod!, candidates);
     if (pod !== undefined && decision !== undefined && decision.decision !== 'pull') {
       const answer = await this.fromCache(pull, pod, decision, candidates);
@@ -113,18 +114,35 @@ export class PullImageHandler {
     return AbortSignal.any([call.signal, AbortSignal.timeout(this.options.lookupMs)]);
   }
 
-  /** What was decided, or is decided now. Throws Refusal for a pin that does not serve. */
-  private decide({ image }: Pull, pod: KnownPod): CacheDecision {
+  /** What was decided before; a refusal was none. */
+  private decided({ image }: Pull, pod: KnownPod): CacheDecision | undefined {
+    const known = this.options.pods.decision(pod.sandbox.uid, image);
+    return known === undefined || known.decision === 'refused' ? undefined : decisionOf(known);
+  }
+
+  /** What the image's name means at the registry now, as far as the pod may know; undefined where nobody wants to know, or nobody answers. */
+  private async digestOf({ reference, call }: Pull, { rules }: KnownPod, candidates: readonly Candidate[]): Promise<string | undefined> {
+    if (this.options.caches === undefined || rules.pin !== null || !rules.isAutomatic) return undefined;
+    for (const candidate of candidates.length === 0 ? [undefined] : candidates) {
+      const { verdict, digest } = await this.options.rights.check(reference, undefined, candidate?.credential, call.signal);
+      if (verdict === 'granted') return digest;
+      // A registry that does not answer does not for others.
+      if (verdict === 'unknown') return undefined;
+    }
+    return undefined;
+  }
+
+  /** Decides and writes it down. Throws Refusal for a pin that does not serve. */
+  private decide({ image }: Pull, pod: KnownPod, digest: string | undefined): CacheDecision {
     const { pods, caches, events } = this.options;
     const { uid, namespace, name } = pod.sandbox;
     const known = pods.decision(uid, image);
-    if (known !== undefined && known.decision !== 'refused') return decisionOf(known);
     let decision: CacheDecision;
     try {
       decision =
         caches === undefined
           ? { decision: 'pull', cacheId: null, digest: null, reasons: ['there are no image caches on this node'], wantsAutoCreate: false }
-          : decideByCaches(caches, pod, image);
+          : decideByCaches(caches, pod, image, digest);
     } catch (error) {
       if (!isAppError(error)) throw error;
       const isPin = error.details.imageCacheId !== undefined;

@@ -72,6 +72,9 @@ async function start(options: Partial<CriOptions> = {}, more: Partial<CriDepende
         const about = { op: 'resolve', subject: object };
         if (allowed === undefined) throw new AppError('Unavailable', { ...about, what: 'the registry does not answer' });
         if (!allowed.has(who)) throw new AppError('Unauthenticated', { ...about, what: 'wants other credentials' });
+        if (object.startsWith('sha256:')) return object;
+        const name = `${reference.host}/${reference.repository}:${object}`;
+        return caches.node.registry.get(name)?.digest ?? `sha256:${'0'.repeat(64)}`;
       },
       resolutionOf: ({ repository }) => (repository.endsWith('/c') ? { outcome: 'lazy', reason: '3 of 3 layers are lazy' } : undefined),
       ledger: async () => ({ bytes: 500, files: 6 }),
@@ -240,6 +243,25 @@ describe('a pod that pins nothing', () => {
     expect(service.explainPod('uid-p')).toMatchObject({ images: [A, B, C], imagesFrom: 'pulls' });
     expect(decisionFor('p', C)).toMatchObject({ decision: 'pull', outcome: 'lazy' });
     expect(decisionFor('p', A)).toMatchObject({ outcome: 'present' });
+  });
+
+  test('gets what the name means now when the tag has moved since the cache was made; with the registry away, what the cache has', async () => {
+    const id = await cacheOf('one', [A]);
+    expect((await pull(A, { name: 'before' })).code).toBe(CODES.ok);
+    expect(decisionFor('before', A)).toMatchObject({ decision: 'matched-cache', imageCacheId: id });
+    const moved = fakeImage(A, ['moved-layer'], { salt: 'moved' });
+    caches.node.push(moved);
+    caches.node.hold();
+    runtime.registry.set(A, { id: moved.configDigest!, repoTags: [A], repoDigests: [`r.example/team/a@${moved.digest}`] });
+    await restart({ rightsTtlMs: 1 });
+    expect(imageRef(await pull(A, { name: 'after' }))).toBe(moved.configDigest);
+    expect(decisionFor('after', A)).toMatchObject({ decision: 'pull' });
+    expect(decisionFor('after', A)?.reasons.join()).toContain(`the tag names ${moved.digest} now`);
+    // What was decided for a pod stays.
+    expect(imageRef(await pull(A, { name: 'before' }))).toBe(fakeImage(A, [`${A}-layer`]).configDigest);
+    allowed = undefined;
+    expect(imageRef(await pull(A, { name: 'offline' }))).toBe(fakeImage(A, [`${A}-layer`]).configDigest);
+    expect(decisionFor('offline', A)).toMatchObject({ decision: 'matched-cache' });
   });
 
   test('with auto "false" uses no cache and makes none', async () => {
