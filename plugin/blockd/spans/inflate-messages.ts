@@ -13,8 +13,8 @@ export interface InflateRequest {
   digests: Uint8Array | undefined;
 }
 
-/** `bytes`: the span, and zeros up to the next unit. */
-export type InflateAnswer = { id: number; bytes: Uint8Array<ArrayBuffer> } | { id: number; fault: SpanFault };
+/** `bytes`: the span, and zeros up to the next unit. `bug`: what went wrong here, with some image's span and no other's. */
+export type InflateAnswer = { id: number; bytes: Uint8Array<ArrayBuffer> } | { id: number; fault: SpanFault } | { id: number; bug: string };
 
 /** The message after which a thread ends; one that is terminated inside a native library takes the process along. */
 export const STOP = 'stop';

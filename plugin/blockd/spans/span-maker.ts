@@ -141,6 +141,7 @@ export class SpanMaker {
         if (!kept.isHeld) throw canceled(source);
         // What it was made of may just have been found corrupt, and be other bytes now.
         if (digests === undefined && corruptions !== this.corruptions) continue;
+        if ('bug' in answer) throw new AppError('Internal', { op: 'inflate', subject: gzip.source.digest, what: answer.bug });
         if ('bytes' in answer) {
           await this.keep(kept, layout.firstChunk[span]!, answer.bytes, units);
           return;

@@ -259,6 +259,16 @@ describe('a span', () => {
     expect(store.usage().reservedBytes).toBe(0);
   });
 
+  test('that the thread cannot deal with fails its own reads, and no others', async () => {
+    const { open, threads } = await setUp();
+    const inflate = threads.inflate.bind(threads);
+    threads.inflate = async (request) => inflate({ ...request, plainBytes: Number.MAX_SAFE_INTEGER });
+    expect(await readMissed(open, 2 * MIB, 4096)).toBeUndefined();
+    expect(threads.inflated).toBe(1);
+    threads.inflate = inflate;
+    expect(await firstWrong(open)).toBeUndefined();
+  });
+
   test('goes on for a second device when the first, through which it was being made, is closed', async () => {
     let release = (): void => {};
     const held = new Promise<void>((resolve) => {
