@@ -7,7 +7,7 @@
  */
 import { type FileHandle, open } from 'node:fs/promises';
 import pLimit from 'p-limit';
-import { type Digest, isDigest } from '../base/digest.ts';
+import { isDigest } from '../base/digest.ts';
 import { AppError, describeError, errnoOf, isAppError } from '../base/errors.ts';
 import { FETCH_STREAM_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
@@ -160,13 +160,14 @@ export class Pins {
     const held = this.owners.get(owner);
     const sources = held === undefined || held.isReleased ? [] : [...held.blobs.values()];
     const { store } = this.parts;
-    const whole = await store.wholeOf(new Set(sources.map(({ digest }) => digest as Digest)));
-    return sources.map((source) => ({
-      digest: source.digest,
-      sizeBytes: source.sizeBytes,
-      isWhole: whole.has(source.digest as Digest),
-      diskBytes: store.diskBytesOf(source),
-    }));
+    return Promise.all(
+      sources.map(async (source) => ({
+        digest: source.digest,
+        sizeBytes: source.sizeBytes,
+        isWhole: await store.isWhole(source),
+        diskBytes: store.diskBytesOf(source),
+      })),
+    );
   }
 
   /** Owners that pin something. */

@@ -1,9 +1,8 @@
 /** Makes blobs whole in the data plane's store, and follows how far it is. Ours. */
-import { createHash, createHmac, randomBytes } from 'node:crypto';
-import { createReadStream } from 'node:fs';
+import { createHmac, randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import pLimit from 'p-limit';
-import { AppError, describeError, errnoOf, isAppError } from '../../base/errors.ts';
+import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { BlobSource } from '../../file/device-spec.ts';
 import type { ImageAccess, PrepareProgress } from '../image-store.ts';
@@ -157,18 +156,6 @@ export async function withAccess<T>(
   } finally {
     clearInterval(renewing);
   }
-}
-
-/** True when a file is there and has the digest; read in pieces. Rejects with system errors other than that it is not there. */
-export async function hasDigest(path: string, digest: string): Promise<boolean> {
-  const hash = createHash('sha256');
-  try {
-    for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer);
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return false;
-    throw error;
-  }
-  return `sha256:${hash.digest('hex')}` === digest;
 }
 
 /** The refusal that both numbers belong to. */

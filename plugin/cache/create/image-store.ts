@@ -19,12 +19,12 @@ import { ImageClient } from '../../snapshotter/containerd/image-client.ts';
 import { fetchImageManifest } from '../../snapshotter/manifest.ts';
 import type { ImageResolver } from '../../snapshotter/service.ts';
 import type { ImageAccess, ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../image-store.ts';
-import { type Access, type FilledBlob, fillBlobs, hasDigest, ImageProgress, isPlain, tooLarge, withAccess } from './blob-fill.ts';
+import { type Access, type FilledBlob, fillBlobs, ImageProgress, isPlain, tooLarge, withAccess } from './blob-fill.ts';
 import { makeImage } from './image-process.ts';
-import { recordsOf } from './image-records.ts';
 import { imageKeyOf, OwnedCaches, type OwnedImage } from './owned.ts';
 import type { BlobKeeper, ServedImages } from './ports.ts';
 import type { Made, Question } from './protocol.ts';
+import { isFile, missingOf } from './read-back.ts';
 import { RecordKeeper, resourcesOf } from './record-keeper.ts';
 import { openRegistry, type RegistrySettings } from './registry.ts';
 import { isAccelerated, resolveImage } from './resolve.ts';
@@ -136,6 +136,13 @@ export class ContainerdImageStore implements ImageStore {
     const owned = this.ownedOf(image, made);
     const neededBytes = bytesOf(owned.blobs) + made.unpackedBytes;
     if (neededBytes > reservationBytes) throw tooLarge(image.reference, neededBytes, reservationBytes);
+    if (neededBytes === 0) {
+      throw new AppError('FailedPrecondition', {
+        op: 'cache image',
+        subject: image.reference,
+        what: 'its snapshots hold nothing that can be read',
+      });
+    }
     const owner = this.ownerOf(cacheId, image);
     await blobs.pin(owner, owned.blobs, signal);
     for (const { digest, sizeBytes } of owned.blobs.filter(isFile)) progress.set(digest, sizeBytes);
@@ -247,7 +254,7 @@ export class ContainerdImageStore implements ImageStore {
 
   /** Looks whether everything that was made is there, by asking who keeps it. Throws DataLoss naming what is not. */
   private async readBack(cacheId: string, image: OwnedImage, until: PrepareOptions['until'], signal: AbortSignal): Promise<void> {
-    const missing = (await this.missingOf(cacheId, image, until, signal)) ?? (await this.damagedOf(image));
+    const missing = await this.missingOf(cacheId, image, until, signal);
     if (missing === undefined) return;
     throw new AppError('DataLoss', {
       op: 'read back image',
@@ -263,29 +270,9 @@ export class ContainerdImageStore implements ImageStore {
     signal: AbortSignal,
   ): Promise<string | undefined> {
     const { containerdAddress, namespace, snapshotter } = this.options;
-    const blobs = await this.parts.blobs.pinned(this.ownerOf(cacheId, image), signal);
-    const pinned = new Map(blobs.map(({ digest, isWhole }) => [digest, isWhole]));
-    for (const blob of image.blobs.filter((one) => !isFile(one))) {
-      const isWhole = pinned.get(blob.digest);
-      if (isWhole === undefined || (!isWhole && until === 'whole')) return `blob ${blob.digest}`;
-    }
     using client = new ImageClient(containerdAddress);
-    for (const { type, id } of resourcesOf(image, snapshotter)) {
-      const isThere =
-        type === 'content' ? await client.contentInfo(namespace, id, signal) : await client.hasSnapshot(namespace, snapshotter, id, signal);
-      if (isThere === undefined || isThere === false) return `${type} ${id}`;
-    }
-    const records = await recordsOf(client, namespace, signal);
-    const name = image.names.find((one) => !records.has(one));
-    return name === undefined ? undefined : `image record ${name}`;
-  }
-
-  /** Files of index-only layers lie outside the store of blobs; they are small. */
-  private async damagedOf(image: OwnedImage): Promise<string | undefined> {
-    for (const { localPath, digest } of image.blobs) {
-      if (localPath !== undefined && !(await hasDigest(localPath, digest))) return `index file ${digest}`;
-    }
-    return undefined;
+    const pinned = await this.parts.blobs.pinned(this.ownerOf(cacheId, image), signal);
+    return missingOf(image, { pinned, client, namespace, snapshotter, mayBePartial: until === 'usable' }, signal);
   }
 
   async verify(cacheId: string, image: ResolvedImage, signal: AbortSignal): Promise<boolean> {
@@ -293,7 +280,7 @@ export class ContainerdImageStore implements ImageStore {
     if (owned === undefined) return false;
     // Records that somebody removed come back by themselves; it must not count when this look is quicker.
     await this.records.reconcile(signal);
-    const missing = (await this.missingOf(cacheId, owned, 'whole', signal)) ?? (await this.damagedOf(owned));
+    const missing = await this.missingOf(cacheId, owned, 'whole', signal);
     if (missing !== undefined) this.parts.logger.warn({ cacheId, image: image.reference, missing }, 'a cached image is not whole any more');
     return missing === undefined;
   }
@@ -413,8 +400,6 @@ export class ContainerdImageStore implements ImageStore {
     return { owner: `${this.ownerOf(cacheId, image)}.layers`, lease: `${this.leaseOf(cacheId).id}.${shortOf(image)}` };
   }
 }
-
-const isFile = ({ localPath }: BlobSource): boolean => localPath !== undefined;
 
 function bytesOf(blobs: readonly BlobSource[]): number {
   return blobs.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);

@@ -21,7 +21,7 @@ import { type Logger, silentLogger } from '../../base/log.ts';
 import { MIB } from '../../base/units.ts';
 import type { BlobSource } from '../device-spec.ts';
 import { Blob } from './blob.ts';
-import { dataPath, mapPath } from './blob-dir.ts';
+import { dataPath, isWholeBlobDir, mapPath } from './blob-dir.ts';
 import { BlobHandle } from './blob-handle.ts';
 import { blobKeyOf } from './blob-key.ts';
 import { NEW_BLOB_BYTES, openLocal, openStored } from './blob-opener.ts';
@@ -203,6 +203,12 @@ export class ChunkStore {
   diskBytesOf(source: BlobSource): number {
     const key = blobKeyOf(source);
     return this.openBlobs.get(key)?.diskBytes ?? this.tree.bytesOf(key) ?? 0;
+  }
+
+  /** True when the blob is whole on disk, and its digest was checked. */
+  async isWhole(source: BlobSource): Promise<boolean> {
+    const key = blobKeyOf(source);
+    return this.openBlobs.get(key)?.isWhole ?? isWholeBlobDir(this.fs, this.tree.dirOf(key), source.digest as Digest);
   }
 
   /** Of these digests, those of which a whole and verified blob is on disk, whoever brought it. */
