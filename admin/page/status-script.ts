@@ -39,9 +39,11 @@ function bar(share, kind) {
 function section(id, title, note, ...content) {
   return el('section', { id }, el('h2', {}, title, note ? el('small', {}, note) : null), content);
 }
+/** Columns of short values, which leave their room to the others. */
+const TIGHT = new Set(['Size', 'Made', 'Matched', 'Hit rate', 'Local', 'Mode', 'Since', 'Time', 'What']);
 function table(heads, rows, empty) {
   if (rows.length === 0) return el('p', { class: 'dim' }, empty);
-  const cells = (row) => row.map((cell, i) => el('td', { 'data-label': heads[i] }, el('div', {}, cell)));
+  const cells = (row) => row.map((cell, i) => el('td', { 'data-label': heads[i], class: TIGHT.has(heads[i]) ? 'tight' : '' }, el('div', {}, cell)));
   return el('table', {},
     el('thead', {}, el('tr', {}, heads.map((head) => el('th', { scope: 'col' }, head)))),
     el('tbody', {}, rows.map((row) => el('tr', {}, cells(row)))));

@@ -14,7 +14,7 @@ h2 small { color: var(--dim); font-weight: normal; font-size: 13px; margin-left:
 p { margin: 0; }
 #state { color: var(--dim); }
 #state.bad, .bad { color: var(--bad); }
-.good { color: var(--good); } .busy { color: var(--busy); } .warn { color: var(--warn); } .dim { color: var(--dim); }
+#state.good, .good { color: var(--good); } .busy { color: var(--busy); } .warn { color: var(--warn); } .dim { color: var(--dim); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; margin-bottom: 12px; }
 ul.problems { margin: 0; padding-left: 20px; color: var(--bad); }
 dl.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 10px 16px; margin: 0; }
@@ -28,6 +28,7 @@ table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nu
 th { text-align: left; color: var(--dim); font-weight: normal; font-size: 13px; padding: 4px 12px 4px 0; }
 td { padding: 6px 12px 6px 0; border-top: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 td:first-child { min-width: 130px; }
+@media (min-width: 701px) { td.tight { white-space: nowrap; width: 1%; } }
 td small { display: block; color: var(--dim); font-size: 13px; }
 form { margin: 0 0 12px; } input, button { font: inherit; padding: 6px 10px; max-width: 100%; }
 @media (max-width: 700px) {
