@@ -3,6 +3,8 @@
  * digest, every layer is opened by blockd, and the answer is stored with its reason. An ordinary image is served from its twin, if one is
  * found in time and is what it claims to be.
  *
+ * An answer that stands on trouble which passes (a registry or blockd that is away) is believed for the rest of its pull, no longer.
+ *
  *   layers   0 1 2 3 4 5
  *            └lazy┘ └──── first refused layer and all above: ordinary
  */
@@ -24,8 +26,11 @@ export type { ImageDecision } from './decision-store.ts';
 /** Pulls that are resolved at once; containerd itself runs fewer. */
 const MAX_IN_FLIGHT = 256;
 
-/** Images whose last search for a twin ran into trouble; beyond it, the oldest are forgotten and wait for their time like others. */
+/** Images whose last resolution ran into trouble that passes; beyond it, the oldest are forgotten and wait for their time like others. */
 const MAX_TROUBLED = 1_000;
+
+/** Such trouble is not asked about again for the other layers of the same pull; kubelet comes back after ten seconds. */
+const TROUBLE_MS = 5_000;
 
 /** Characters of a reason; refusals name digests and repositories. */
 const MAX_REASON_CHARS = 2_000;
@@ -49,6 +54,8 @@ export class ImageDecider {
   private readonly inFlight = new Map<string, Promise<ImageDecision>>();
   /** Ordinary images for which it could not be found out whether they have a twin. */
   private readonly troubled = new Set<string>();
+  /** What was answered for accelerated images because of trouble that passes, and when (monotonic). */
+  private readonly passing = new Map<string, { decision: ImageDecision; atMs: number }>();
 
   constructor(options: ImageDeciderOptions) {
     this.options = options;
@@ -62,6 +69,12 @@ export class ImageDecider {
    */
   async decide(image: string, manifestDigest: Digest | undefined, layer: { index: number; digest: Digest }): Promise<ImageDecision> {
     const subject = manifestDigest ?? image;
+    const passing = this.passing.get(subject);
+    if (passing !== undefined) {
+      // The lowest layer begins a pull.
+      if (layer.index > 0 && performance.now() - passing.atMs < TROUBLE_MS) return passing.decision;
+      return this.once(subject, image, () => this.make(image, manifestDigest));
+    }
     const stored = await this.options.decisions.get(subject, this.options.twins.negativeTtlMs);
     const lazy = stored?.lazyLayers[layer.index];
     const hasMoved = manifestDigest === undefined && lazy !== undefined && lazy.layerDigest !== layer.digest;
@@ -142,6 +155,7 @@ export class ImageDecider {
     const { resolver, deadlineMs, decisions } = this.options;
     const signal = AbortSignal.timeout(deadlineMs);
     let decision: ImageDecision = { image, artifact: null, base: null, totalLayers: 0, lazyLayers: [], reason: null };
+    let isPassing = false;
     try {
       const source = resolver.parseReference(image);
       const manifest = await fetchImageManifest(resolver, image, manifestDigest, signal);
@@ -151,11 +165,18 @@ export class ImageDecider {
       decision = { ...decision, lazyLayers: layers, reason };
     } catch (error) {
       if (!isAppError(error) && !signal.aborted) throw error;
+      isPassing = signal.aborted || isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled');
       decision = { ...decision, lazyLayers: [], reason: describeError(error) };
     }
     const subject = manifestDigest ?? image;
-    decisions.put(subject, decision);
-    if (decision.artifact !== null && decision.artifact !== subject) decisions.put(decision.artifact, decision);
+    this.passing.delete(subject);
+    if (isPassing) {
+      this.passing.set(subject, { decision, atMs: performance.now() });
+      dropOldest(this.passing);
+    }
+    // For people, and without an artifact: what is stored with one is believed for long.
+    decisions.put(subject, isPassing ? { ...decision, artifact: null } : decision);
+    if (!isPassing && decision.artifact !== null && decision.artifact !== subject) decisions.put(decision.artifact, decision);
     this.announce(decision);
     return decision;
   }
@@ -167,19 +188,13 @@ export class ImageDecider {
     const reason = search.refusals.length === 0 ? 'it has no accelerated twin' : search.refusals.join('; ').slice(0, MAX_REASON_CHARS);
     decision ??= { image, artifact: null, base, totalLayers: 0, lazyLayers: [], reason };
     this.troubled.delete(subject);
-    if (decision.artifact === null && !search.isFinal) this.remember(subject);
+    if (decision.artifact === null && !search.isFinal) dropOldest(this.troubled.add(subject));
     const { decisions } = this.options;
     decisions.put(subject, decision);
     // For people, who know the image by its name.
     decisions.put(image, decision);
     this.announce(decision);
     return decision;
-  }
-
-  private remember(subject: string): void {
-    this.troubled.add(subject);
-    const [oldest] = this.troubled;
-    if (this.troubled.size > MAX_TROUBLED && oldest !== undefined) this.troubled.delete(oldest);
   }
 
   /** The first candidate that is what it claims and of which at least one layer can be read; refusals are added to the search. */
@@ -212,4 +227,10 @@ export class ImageDecider {
     logger.info({ image, artifact, base, lazyLayers: decision.lazyLayers.length, totalLayers, reason }, 'image resolved');
     onDecided(decision);
   }
+}
+
+/** Keeps a memory of troubled images within {@link MAX_TROUBLED}. */
+function dropOldest(memory: { readonly size: number; keys(): Iterator<string>; delete(key: string): boolean }): void {
+  const oldest = memory.keys().next();
+  if (memory.size > MAX_TROUBLED && oldest.done !== true) memory.delete(oldest.value);
 }

@@ -4,7 +4,7 @@
  */
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { sha256 } from '../../../../plugin/base/digest.ts';
 import { deviceIdOf } from '../../../../plugin/file/device-spec.ts';
 import { type FakeLayer, ordinaryLayer, overlaybdLayer } from '../../../support/fake-image-resolver.ts';
@@ -208,4 +208,56 @@ test('a downloaded layer whose blob also carries the list of its chunks is serve
   expect(steps).toEqual(['downloaded']);
   harness.devices.badBlobs.clear();
   expect(await harness.container('c', top)).toHaveLength(1);
+});
+
+describe('trouble that passes is no decision', () => {
+  const layers = [overlaybdLayer('0'), overlaybdLayer('1'), overlaybdLayer('2')];
+  const fails = () => Promise.reject(new Error('the registry is away'));
+  const checks = () => harness.devices.calls.filter((call) => call.startsWith('check')).length;
+  const later = (ms: number) => {
+    const nowMs = performance.now() + ms;
+    const spy = vi.spyOn(performance, 'now').mockReturnValue(nowMs);
+    onTestFinished(() => spy.mockRestore());
+  };
+
+  test('a pull that failed meets a registry that is back: the image is lazy, and what was said meanwhile is told', async () => {
+    const manifestDigest = harness.resolver.add(A, layers);
+    harness.devices.isAway = true;
+    await expect(harness.pull(A, layers, { manifestDigest, unpack: fails })).rejects.toThrow('the registry is away');
+    expect(harness.service.resolutions(1)[0]).toMatchObject({
+      lazyLayers: 0,
+      totalLayers: 3,
+      reason: expect.stringMatching(/blockd is away/),
+    });
+    harness.devices.isAway = false;
+    expect((await harness.pull(A, layers, { manifestDigest })).steps).toEqual(['remote', 'remote', 'remote']);
+    expect(harness.service.resolutions(1)[0]).toMatchObject({ artifactDigest: manifestDigest, lazyLayers: 3, reason: null });
+  });
+
+  test('also when its lowest layers are there already, a few seconds later; and after a restart', async () => {
+    const base = layers.slice(0, 1);
+    await harness.pull(B, base, { manifestDigest: harness.resolver.add(B, base) });
+    const manifestDigest = harness.resolver.add(A, layers);
+    for (const pass of [async () => later(10_000), () => harness.restart()]) {
+      harness.devices.isAway = true;
+      await expect(harness.pull(A, layers, { manifestDigest, unpack: fails })).rejects.toThrow('the registry is away');
+      harness.devices.isAway = false;
+      await pass();
+      const { top, steps } = await harness.pull(A, layers, { manifestDigest });
+      expect(steps).toEqual(['exists', 'remote', 'remote']);
+      for (const key of [top, [...harness.snapshotter.list([])].flat().find((info) => info.name === top)?.parent]) {
+        if (key !== undefined) harness.snapshotter.remove(key);
+      }
+      harness.service.database.client.prepare('DELETE FROM resolutions').run();
+    }
+  });
+
+  test('the layers of one pull do not wait for it one after the other', async () => {
+    later(0);
+    const manifestDigest = harness.resolver.add(A, layers);
+    harness.devices.isAway = true;
+    const { steps } = await harness.pull(A, layers, { manifestDigest, unpack: unpackBlob });
+    expect(steps).toEqual(['downloaded', 'downloaded', 'downloaded']);
+    expect(checks()).toBe(1);
+  });
 });
