@@ -26,6 +26,8 @@ export interface QueryImage {
 export type CoverageRule = { readonly kind: 'none' } | { readonly kind: 'perfect' } | { readonly kind: 'count'; readonly count: number };
 
 export interface MatchQuery {
+  /** As the pod names them, several of which may mean the same. */
+  readonly named: readonly QueryImage[];
   /** Distinct by what they name. */
   readonly images: readonly QueryImage[];
   /** GiB that a cache may have. */
@@ -91,8 +93,10 @@ export function parseQuery(request: MatchRequest, podEphemeralSize: number): Mat
     request,
     'match image caches',
   );
+  const named = images.map((image) => queryImage(image as Parameters<typeof queryImage>[0]));
   return {
-    images: distinct(images.map((image) => queryImage(image as Parameters<typeof queryImage>[0]))),
+    named,
+    images: distinct(named),
     ephemeralStorage: podEphemeralSize + extraEphemeralStorage,
     pinnedId: imageCacheId,
     rule: ruleOf(perfectMatch, matchCountRequest),

@@ -21,7 +21,7 @@ import { ClientTokens } from './client-tokens.ts';
 import { CreationQueue } from './creation-queue.ts';
 import type { ImageStore } from './image-store.ts';
 import { pageOf } from './listing.ts';
-import { explainMatch, scoreOf } from './match.ts';
+import { explainMatch, matchImage } from './match.ts';
 import { candidateOf, type MatchQuery, parseQuery } from './match-query.ts';
 import { Releaser } from './releaser.ts';
 import { Secrets } from './secrets.ts';
@@ -196,15 +196,15 @@ class Service implements CacheService {
     const query = this.query(request);
     const candidate = query.pinnedId === undefined ? this.catalogue.index.best(query) : this.pinned(query.pinnedId);
     if (candidate === undefined) {
-      return { outcome: 'none', cache: null, images: [], missingImages: query.images.map((image) => image.reference) };
+      return { outcome: 'none', cache: null, images: [], missingImages: referencesOf(query.named) };
     }
-    const { images } = scoreOf(query, candidate);
+    const images = query.named.map((image) => matchImage(image, candidate));
     this.catalogue.matched(candidate.id);
     return {
       outcome: query.pinnedId === undefined ? 'matched' : 'pinned',
       cache: this.catalogue.view(candidate.id),
       images,
-      missingImages: images.filter((image) => !image.isCovered).map((image) => image.reference),
+      missingImages: referencesOf(images.filter((image) => !image.isCovered)),
     };
   }
 
@@ -292,6 +292,10 @@ class Service implements CacheService {
       () => false,
     );
   }
+}
+
+function referencesOf(images: readonly { readonly reference: string }[]): string[] {
+  return [...new Set(images.map((image) => image.reference))];
 }
 
 function stopping(): AppError {

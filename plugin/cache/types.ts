@@ -220,7 +220,7 @@ export interface MatchResult {
   readonly outcome: 'pinned' | 'matched' | 'none';
   /** The chosen cache; null for `none`. */
   readonly cache: ImageCache | null;
-  /** One for each image of the pod; empty for `none`. */
+  /** One for each image of the pod, as the pod names it; empty for `none`. */
   readonly images: readonly ImageMatch[];
   /** References of the pod that no chosen cache holds whole. Not empty and automatic creation on: call `autoCreate` with all of the pod's. */
   readonly missingImages: readonly string[];

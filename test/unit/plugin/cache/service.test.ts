@@ -371,6 +371,22 @@ test('a pin must serve; a match is recorded and survives a kill', async () => {
   expect(caches.service.get(id).lastMatchedTime).not.toBeNull();
 });
 
+test('the decision has an answer for every spelling that the pod uses', async () => {
+  await using caches = host();
+  caches.node.push(fakeImage('docker.io/library/nginx:1', ['nginx']));
+  await caches.service.create({ imageCacheName: 'nginx', images: ['docker.io/library/nginx:1'] });
+  await caches.settle();
+  const { images, missingImages } = caches.service.matchForPod({
+    images: ['nginx:1', 'docker.io/library/nginx:1', 'nginx:2'].map((reference) => ({ reference })),
+  });
+  expect(images.map((image) => [image.reference, image.isCovered])).toEqual([
+    ['nginx:1', true],
+    ['docker.io/library/nginx:1', true],
+    ['nginx:2', false],
+  ]);
+  expect(missingImages).toEqual(['nginx:2']);
+});
+
 test('collectors are told by every name of an image', async () => {
   await using caches = host();
   const id = await ready(caches, 1);
