@@ -11,7 +11,7 @@
 import type { PodImageRow } from '../../../db/pod-store.ts';
 import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import type { CacheService, ImageRegistryCredential } from '../../cache/types.ts';
+import type { CacheService, CacheState, ImageRegistryCredential } from '../../cache/types.ts';
 import { credentialFingerprint } from '../../registry/credentials.ts';
 import { parseReference, type Reference } from '../../registry/reference.ts';
 import type { CredentialVault } from '../../registry/vault/vault.ts';
@@ -37,6 +37,9 @@ import { type CacheDecision, decideByCaches } from './cache-decision.ts';
 /** Images that an automatic cache takes (R110). */
 const MAX_CACHE_IMAGES = 20;
 const MAX_REASONS = 40;
+/** Automatic caches that are looked through; there are 25 unless more are configured. */
+const MAX_LISTED = 100;
+const MAKING: ReadonlySet<CacheState> = new Set(['Preparing', 'Creating', 'Updating']);
 /** Of Kubernetes. */
 const MAX_NAME_CHARS = 253;
 
@@ -293,6 +296,7 @@ export class PullImageHandler {
     const { caches, events } = this.options;
     if (caches === undefined) return;
     const images = pod.images.slice(0, MAX_CACHE_IMAGES);
+    if (isBeingMade(caches, pod.sandbox.uid, images)) return;
     const request = {
       sandboxId: pod.sandbox.uid,
       images,
@@ -311,6 +315,16 @@ export class PullImageHandler {
     if (pod === undefined) return;
     this.options.pods.record(pod.sandbox.uid, image, { ...decision, outcome, reasons: withReasons(decision, reasons) });
   }
+}
+
+/** True when another pod has the same images cached already: the replicas of one Deployment start together. */
+function isBeingMade(caches: CacheService, uid: string, images: readonly string[]): boolean {
+  const { caches: automatic } = caches.list({ owner: 'system' }, { limit: MAX_LISTED });
+  return automatic.some((cache) => {
+    if (cache.sandboxId === uid || !MAKING.has(cache.status)) return false;
+    const held = new Set([...cache.images, ...(cache.pendingImages ?? [])].map(({ reference }) => reference));
+    return images.every((image) => held.has(image));
+  });
 }
 
 /** Others than kubelet may send a sandbox without a name, or anything. */

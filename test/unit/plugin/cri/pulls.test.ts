@@ -229,6 +229,16 @@ describe('a pod that pins nothing', () => {
     expect(decisionFor('second', A)).toMatchObject({ decision: 'matched-cache', outcome: 'cache' });
   });
 
+  test('makes one cache for replicas that start together', async () => {
+    pullable(A);
+    caches.node.hold();
+    expect((await pull(A, { name: 'replica' })).code).toBe(CODES.ok);
+    await waitFor(() => typesOf('team/replica').includes('pod-cache-created'), { what: 'the automatic cache' });
+    const answers = await Promise.all(Array.from({ length: 32 }, (_, i) => pull(A, { name: `replica-${i}` })));
+    expect(answers.map(({ code }) => code)).toEqual(Array.from({ length: 32 }, () => CODES.ok));
+    expect(caches.service.list({ owner: 'system' }).totalCount).toBe(1);
+  });
+
   test('refines the match as its images arrive, and its automatic cache grows with them', async () => {
     for (const reference of [A, B, C]) pullable(reference);
     for (const reference of [A, B, C]) expect((await pull(reference, { name: 'p' })).code).toBe(CODES.ok);
