@@ -387,8 +387,8 @@ class Life {
 
 function durablePart(cache: ImageCache): Partial<ImageCache> {
   const { progress: _p, flashProgress: _f, lastMatchedTime: _l, matchCount: _m, expireDateTime: _e, ...rest } = cache;
-  // A service that starts warns of an open jump again.
-  return { ...rest, events: rest.events.filter((event) => event.reason !== 'ClockJumped') };
+  // A service that starts warns of an open jump again, which may push the oldest event out.
+  return { ...rest, events: rest.events.filter((event) => event.reason !== 'ClockJumped').slice(-20) };
 }
 
 test('random lives agree with the model', { timeout: 60_000 }, async () => {
