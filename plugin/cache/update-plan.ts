@@ -32,7 +32,9 @@ export function planUpdate(record: CacheRecord, patch: UpdateCacheRequest, crede
   const isNewSize = patch.imageCacheSize !== undefined && patch.imageCacheSize !== record.sizeGib;
   const pendingSizeGib = isNewSize ? patch.imageCacheSize! : null;
   const named = patch.images?.map((reference) => heldImage(reference));
-  const hasOthers = named !== undefined && !isDeepStrictEqual(namesOf(named), namesOf(record.images));
+  // After a failed update the former images are a change too: back to Ready.
+  const isBack = record.status === 'UpdateFailed';
+  const hasOthers = named !== undefined && (isBack || !isDeepStrictEqual(namesOf(named), namesOf(record.images)));
   const isRebuilt = hasOthers || isNewSize;
   const given = patch.imageRegistryCredentials;
   return {

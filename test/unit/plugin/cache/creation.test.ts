@@ -240,6 +240,10 @@ test('while a cache is updated the former content serves, and a failed update le
   expect(service.get(imageCacheId).failure).toContain('denied');
   expect(service.matchForPod({ images: [{ reference: WEB.reference }] }).missingImages).toEqual([]);
   expect(caches.node.pins.get(imageCacheId)?.size).toBe(1);
+  // Back to what it was, or on to what was wanted.
+  await service.update(imageCacheId, { images: [WEB.reference] });
+  await caches.settle();
+  expect(service.get(imageCacheId)).toMatchObject({ status: 'Ready', failure: null });
   await service.update(imageCacheId, { images: [WEB.reference, API.reference] });
   await caches.settle();
   expect(service.get(imageCacheId)).toMatchObject({ status: 'Ready', pendingImages: null, failure: null });
