@@ -272,7 +272,7 @@ export class ContainerdImageStore implements ImageStore {
     const { containerdAddress, namespace, snapshotter } = this.options;
     using client = new ImageClient(containerdAddress);
     const pinned = await this.parts.blobs.pinned(this.ownerOf(cacheId, image), signal);
-    return missingOf(image, { pinned, client, namespace, snapshotter, mayBePartial: until === 'usable' }, signal);
+    return await missingOf(image, { pinned, client, namespace, snapshotter, mayBePartial: until === 'usable' }, signal);
   }
 
   async verify(cacheId: string, image: ResolvedImage, signal: AbortSignal): Promise<boolean> {
