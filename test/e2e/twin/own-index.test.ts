@@ -1,8 +1,9 @@
 /**
- * Twins of our own builder: an image of tar.gz, tar and several-member gzip layers starts from its own layers, with its tree, and bytes
- * that changed under the same digest are errors, never data.
+ * Twins of our own builder: an image of tar.gz, tar and several-member gzip layers starts from its own layers, with its tree; bytes that
+ * changed under the same digest are errors, never data; and when an original is deleted, the rest of the image is saved.
  */
-import { writeFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { gzipSync } from 'node:zlib';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -34,7 +35,7 @@ let scratch: Scratch;
 let host: LazyHost;
 beforeEach(async () => {
   scratch = await Scratch.create('own-index');
-  host = await LazyHost.start();
+  host = await LazyHost.start({ sidecar: { config: { snapshotter: { watch_interval: '1s' } } } });
 });
 afterEach(async () => {
   await host?.[Symbol.asyncDispose]();
@@ -129,4 +130,25 @@ test.each([
   expect((await lazyPull(host.containerd, image.reference, { snapshotter: SNAPSHOTTER })).layers[1]!.isFetched).toBe(false);
   await expect(runOnce(host, image.reference, 'changed', '/bin/md5sum', '/large')).rejects.toThrow(/I\/O error|Input\/output error/);
   await expect.poll(async () => (await obdctl(host, 'events')).stdout, { timeout: 10_000 }).toMatch(/read-failed/);
+});
+
+test('an original that the registry loses under a container: the event names it, and the other layers are fetched whole at once', async () => {
+  const [lost, other] = await Promise.all(
+    [5, 6].map((seed) => layerOfEntries([{ name: `large-${seed}`, content: filledBytes(3_000_000, seed) }], { gzip: true })),
+  );
+  const base = buildImage([await busyboxLayer({ gzip: true }), lost!, other!], config);
+  const image = await pushImage(host.registry, 'own/lost', 'v1', base);
+  await pushImage(host.registry, 'own/lost', 'v1_accelerated', await indexOnly(base, config));
+  await lazyPull(host.containerd, image.reference, { snapshotter: SNAPSHOTTER });
+  await host.containerd.ctr(['run', '--detach', '--snapshotter', SNAPSHOTTER, image.reference, 'sufferer', '/bin/sleep', '1000']);
+  expect(await host.registry.blobBytesSent(other!.digest)).toBeLessThan(other!.sizeBytes);
+  rmSync(host.registry.blobPath(lost!.digest));
+  const events = async (): Promise<string> => (await obdctl(host, 'events')).stdout;
+  await expect.poll(events, { timeout: 60_000 }).toMatch(new RegExp(`blob-lost\\s+${lost!.digest.slice(0, 19)}.*sufferer`));
+  await expect.poll(() => host.registry.blobBytesSent(other!.digest), { timeout: 60_000 }).toBeGreaterThanOrEqual(other!.sizeBytes);
+  // What was saved is read without the registry.
+  await host.registry.stop();
+  const exec = ['tasks', 'exec', '--exec-id', 'read', 'sufferer', '/bin/md5sum', '/large-6'];
+  expect((await host.containerd.ctr(exec)).stdout).toContain(createHash('md5').update(filledBytes(3_000_000, 6)).digest('hex'));
+  await host.containerd.ctr(['tasks', 'kill', '--signal', 'SIGKILL', 'sufferer']);
 });
