@@ -155,14 +155,15 @@ export class ContainerdImageStore implements ImageStore {
       const filled = await fillBlobs(blobs, { owner, blobs: remote, access, signal, onBytes }, logger);
       fetchedBytes += filled.reduce((sum, one) => sum + one.fetchedBytes, 0);
     }
-    await this.records.make(owned, signal);
-    await this.readBack(cacheId, owned, until, signal);
+    // Known before its records are made: whatever happens then, they are kept or taken away with it.
     await this.parts.owned.change(cacheId, (cache) => ({
       ...cache,
       making: (this.making.get(cacheId) ?? 0) > 1,
       ready: [...cache.ready.filter((other) => imageKeyOf(other) !== imageKeyOf(owned)), owned],
       leaving: cache.leaving.filter((other) => imageKeyOf(other) !== imageKeyOf(owned)),
     }));
+    await this.records.make(owned, signal);
+    await this.readBack(cacheId, owned, until, signal);
     await this.dropBuild(cacheId, image, signal);
     progress.finish();
     return { fetchedBytes, heldBytes: neededBytes };
