@@ -59,26 +59,22 @@ function mutate(good: Uint8Array, mutation: Mutation): Buffer {
   return bytes;
 }
 
-/** Runs `use` on mutants of `good`; only our own errors may come out. */
+/** Runs `use` on `good`, which it takes, on half of it, which it refuses, and on mutants, as many as time allows: only our own errors may come out. */
 function survives(good: Uint8Array, hot: [number, number][], use: (bytes: Buffer) => void, fix: (bytes: Buffer) => void = () => {}): void {
-  let accepted = 0;
-  let refused = 0;
+  use(Buffer.from(good));
+  expect(() => use(Buffer.from(good.subarray(0, good.length >> 1)))).toThrow(AppError);
   fc.assert(
     fc.property(mutationArb(good.length, hot), (mutation) => {
       const bytes = mutate(good, mutation);
       if (mutation.fix) fix(bytes);
       try {
         use(bytes);
-        accepted++;
       } catch (error) {
         if (!(error instanceof AppError)) throw error;
-        refused++;
       }
     }),
     BOX,
   );
-  expect(accepted).toBeGreaterThan(0);
-  expect(refused).toBeGreaterThan(0);
 }
 
 function readSome(file: RandomAccessFile): void {
@@ -149,7 +145,9 @@ describe('damaged files', () => {
     const meta = readFixture('synth/warp.lsmt');
     const target = readFixture('synth/warp.target');
     const trailer = meta.length - 4096;
-    survives(meta, [[trailer - 200, trailer + 140]], (bytes) => readSome(openMemoryDevice(memoryDevice([{ meta: bytes, target }])).file));
+    // The reference's own file maps past its target.
+    const use = (bytes: Buffer): void => readSome(openMemoryDevice(memoryDevice([{ meta: bytes, target }]), { pastTarget: 'zeros' }).file);
+    survives(meta, [[trailer - 200, trailer + 140]], use);
   });
 
   test('gzip index', () => {
