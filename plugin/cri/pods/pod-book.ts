@@ -6,6 +6,7 @@ import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import type { PodImageRow, PodRow, PodStore } from '../../../db/pod-store.ts';
 import type { Clock } from '../../base/clock.ts';
+import { isImageReference } from '../../cache/service.ts';
 import type { PodSandbox } from '../wire/messages.ts';
 import { type PodRules, readAnnotations } from './annotations.ts';
 import type { PodEvents } from './pod-events.ts';
@@ -71,7 +72,9 @@ export class PodBook {
     const row = store.get(sandbox.uid);
     const rules = row === undefined ? this.firstRules(sandbox, facts) : storedRulesSchema.parse(JSON.parse(row.rules));
     const before = row === undefined ? [] : (JSON.parse(row.images) as string[]);
-    const images = [...new Set([...(facts?.images ?? []), ...before, image])].slice(0, MAX_POD_IMAGES);
+    // A name that is none fails its own pull, and no other image of the pod.
+    const named = [...(facts?.images ?? []), ...before, image].filter(isImageReference);
+    const images = [...new Set(named)].slice(0, MAX_POD_IMAGES);
     const imagesFrom = facts?.from ?? row?.imagesFrom ?? 'pulls';
     const nowUs = this.options.clock.nowMs() * 1000;
     const next: PodRow = {

@@ -95,6 +95,14 @@ export function decideByCaches(caches: CacheService, pod: KnownPod, image: strin
   return { decision, cacheId: cache.imageCacheId, digest: held.digest, reasons, wantsAutoCreate };
 }
 
+/** True when a cache would be taken for the image by its name alone, so that it matters what the name means now. Changes nothing. */
+export function mayHit(caches: CacheService, pod: KnownPod, image: string): boolean {
+  const rule = ruleInForce(pod.rules);
+  if (!pod.rules.isSelected || rule === 'pin' || rule === 'off') return false;
+  const chosen = caches.explain(requestOf(pod, image, undefined)).candidates.find(({ rank }) => rank === 1);
+  return chosen?.images.some(({ reference, isCovered }) => reference === image && isCovered) === true;
+}
+
 function heldImage(cache: ImageCache, cachedReference: string | null): ImageCache['images'][number] | undefined {
   return cache.images.find(({ reference, canonicalReference }) => cachedReference === reference || cachedReference === canonicalReference);
 }

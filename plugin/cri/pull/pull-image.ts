@@ -32,7 +32,7 @@ import {
   readPullImageRequest,
   withAuth,
 } from '../wire/messages.ts';
-import { type CacheDecision, decideByCaches } from './cache-decision.ts';
+import { type CacheDecision, decideByCaches, mayHit } from './cache-decision.ts';
 
 /** Images that an automatic cache takes (R110). */
 const MAX_CACHE_IMAGES = 20;
@@ -123,9 +123,10 @@ export class PullImageHandler {
     return known === undefined || known.decision === 'refused' ? undefined : decisionOf(known);
   }
 
-  /** What the image's name means at the registry now, as far as the pod may know; undefined where nobody wants to know, or nobody answers. */
-  private async digestOf({ reference, call }: Pull, { rules }: KnownPod, candidates: readonly Candidate[]): Promise<string | undefined> {
-    if (this.options.caches === undefined || rules.pin !== null || !rules.isAutomatic) return undefined;
+  /** What the image's name means at the registry now, where a cache would be taken for it; undefined otherwise, or when nobody answers. */
+  private async digestOf({ image, reference, call }: Pull, pod: KnownPod, candidates: readonly Candidate[]): Promise<string | undefined> {
+    const { caches } = this.options;
+    if (caches === undefined || !mayHit(caches, pod, image)) return undefined;
     for (const candidate of candidates.length === 0 ? [undefined] : candidates) {
       const { verdict, digest } = await this.options.rights.check(reference, undefined, candidate?.credential, call.signal);
       if (verdict === 'granted') return digest;

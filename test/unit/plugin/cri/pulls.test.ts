@@ -221,6 +221,8 @@ describe('a pod that pins nothing', () => {
     pullable(A);
     expect((await pull(A, { name: 'first' })).code).toBe(CODES.ok);
     expect(runtime.pulls).toHaveLength(1);
+    // A pull that no cache could answer and that brings no credentials costs no request more.
+    expect(asked).toEqual([]);
     await waitFor(() => typesOf('team/first').includes('pod-cache-created'), { what: 'the automatic cache' });
     await waitFor(() => caches.service.list({ owner: 'system' }).caches[0]?.status === 'Ready', { what: 'its readiness' });
     expect(caches.service.list({ owner: 'system' }).caches[0]).toMatchObject({ imageCacheName: 'auto-create-for-uid-first' });
@@ -314,7 +316,7 @@ describe('a pod whose images are known beforehand', () => {
 
   test('is matched with all of them at its first pull: perfect match and match count', async () => {
     await fs.mkdir(scratch.join('manifests'));
-    await fs.writeFile(scratch.join('manifests', 'static.json'), manifest('static', [A, B]));
+    await fs.writeFile(scratch.join('manifests', 'static.json'), manifest('static', [A, B, 'no image: at all']));
     await fs.writeFile(scratch.join('manifests', 'other.yaml'), manifest('static-other', [C]));
     await fs.writeFile(scratch.join('manifests', 'broken.yaml'), '{ : ] nonsense');
     await restart({ manifestsDir: scratch.join('manifests') });
