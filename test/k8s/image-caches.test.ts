@@ -8,7 +8,7 @@ import { createCache, type ExplainedPod, explainPod, listCaches, waitAutomaticCa
 import type { KubeEvent } from '../support/kube-api.ts';
 import { KubeHost } from '../support/kube-host.ts';
 import { layerOfEntries, pushImage } from '../support/oci-image.ts';
-import { busyboxImage } from '../support/small-images.ts';
+import { busyboxImage, namedImage } from '../support/small-images.ts';
 import { waitFor } from '../support/wait.ts';
 
 const AUTO = 'k8s.aliyun.com/eci-auto-imc';
@@ -34,11 +34,9 @@ describe('pods steer image caches', () => {
     await node.host.registry.startAgain();
   });
 
-  /** An image that says its name; in a repository of its own, so that none is taken for another. */
+  /** An image that prints its name; in a repository of its own, so that none is taken for another. */
   async function image(name: string): Promise<string> {
-    const above = [await layerOfEntries([{ name: 'name', content: `${name}\n` }])];
-    return (await pushImage(node.host.registry, `test/${name}`, '1', await busyboxImage({ above, config: { cmd: ['/bin/cat', '/name'] } })))
-      .reference;
+    return (await pushImage(node.host.registry, `test/${name}`, '1', await namedImage(name))).reference;
   }
 
   async function readyCache(imageCacheName: string, images: readonly string[]): Promise<string> {

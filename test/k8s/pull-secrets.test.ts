@@ -6,8 +6,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { DockerRegistry } from '../support/docker-registry.ts';
 import { createCache, waitCache } from '../support/image-caches.ts';
 import { KubeHost } from '../support/kube-host.ts';
-import { layerOfEntries, pushImage } from '../support/oci-image.ts';
-import { busyboxImage } from '../support/small-images.ts';
+import { pushImage } from '../support/oci-image.ts';
+import { namedImage } from '../support/small-images.ts';
 
 const ACCOUNT = { username: 'puller', password: 'right-and-secret' };
 /** Not asked for by the pods, so that what kubelet hands over is all there is. */
@@ -28,9 +28,7 @@ describe('image pull Secrets', () => {
   });
 
   async function image(name: string): Promise<string> {
-    const above = [await layerOfEntries([{ name: 'name', content: `${name}\n` }])];
-    return (await pushImage(registry, `private/${name}`, '1', await busyboxImage({ above, config: { cmd: ['/bin/cat', '/name'] } })))
-      .reference;
+    return (await pushImage(registry, `private/${name}`, '1', await namedImage(name))).reference;
   }
 
   function dockerConfig(password = ACCOUNT.password): Record<string, string> {

@@ -34,6 +34,12 @@ export async function busyboxImage(options: { config?: ImageConfig; gzip?: boole
   return buildImage([base, ...(options.above ?? [])], options.config ?? { cmd: ['/bin/sh'] });
 }
 
+/** An image that prints its name and ends; no two names have the same top layer. */
+export async function namedImage(name: string): Promise<Image> {
+  const above = [await layerOfEntries([{ name: 'name', content: `${name}\n` }])];
+  return busyboxImage({ above, config: { cmd: ['/bin/cat', '/name'] } });
+}
+
 /** What CRI runs to hold a pod's namespaces: sleeps until it is told to end. */
 export async function pauseImage(): Promise<Image> {
   const { bytes } = await busybox();
