@@ -7,7 +7,7 @@ import type { Clock } from '../base/clock.ts';
 import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { Build, type BuildParts } from './build.ts';
-import { type CacheRecord, hasWork, repositoryOf, targetOf } from './cache-record.ts';
+import { type CacheRecord, hasWork, isPinned, repositoryOf, targetOf } from './cache-record.ts';
 import type { Change, NewEvent } from './catalogue.ts';
 import type { Releaser } from './releaser.ts';
 
@@ -134,7 +134,7 @@ export class CreationQueue {
     const said = secrets.scrub(record, `${describeError(error)}; after ${elapsedS.toFixed(1)} s${adviceFor(error, record)}`);
     logger.warn({ cache: id, reason: said }, 'work on an image cache failed');
     try {
-      const delayMs = isPassing(error) ? this.retryDelay(record) : undefined;
+      const delayMs = isPassing(error, record) ? this.retryDelay(record) : undefined;
       if (delayMs === undefined) await this.giveUp(record, said);
       else this.tryAgain(record, said, delayMs);
     } catch (cause) {
@@ -186,9 +186,13 @@ export class CreationQueue {
   }
 }
 
-/** True when the same may succeed later. What a cache needs more of than it may have is no matter of time. */
-function isPassing(error: unknown): boolean {
+/**
+ * True when the same may succeed later. What a cache needs more of than it may have is no matter of time; credentials that were good a
+ * moment ago are (a token that ended, a data plane that was replaced and has to be told them again).
+ */
+function isPassing(error: unknown, record: CacheRecord): boolean {
   if (isAppError(error, 'ResourceExhausted')) return error.details.neededBytes === undefined;
+  if (isAppError(error, 'Unauthenticated')) return targetOf(record).every(isPinned);
   return isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled');
 }
 

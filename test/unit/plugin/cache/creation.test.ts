@@ -105,6 +105,19 @@ test('a registry that is away for a moment is tried again; one that says no is n
   expect(caches.service.get(absent.imageCacheId).status).toBe('Failed');
 });
 
+test('credentials that were good a moment ago are tried again; those that never were are not', async () => {
+  await using caches = host();
+  const refused = (): AppError => new AppError('Unauthenticated', { op: 'get', subject: WEB.reference, what: 'answered 401' });
+  caches.node.fail('prepare', refused());
+  const good = await caches.service.create({ imageCacheName: 'good', images: [WEB.reference] });
+  await caches.pass(1_000);
+  expect(caches.service.get(good.imageCacheId).status).toBe('Ready');
+  caches.node.fail('resolve', refused());
+  const wrong = await caches.service.create({ imageCacheName: 'wrong', images: [API.reference] });
+  await caches.settle();
+  expect(caches.service.get(wrong.imageCacheId).status).toBe('Failed');
+});
+
 test('a registry that stays away fails a creation after five attempts', async () => {
   await using caches = host();
   caches.node.fail(
