@@ -109,7 +109,8 @@ test('a job whose process is killed every time fails and says so; nothing is pub
   for (let attempt = 1; attempt <= 2; attempt += 1) {
     last = (await b.worker(last)).pid;
     await killPid(last);
-    await waitFor(() => b.service.job(id).state === 'PENDING', { what: 'the job to wait again' });
+    // That it waits is over within a second; the log keeps it.
+    await waitFor(() => b.logOf(id).includes(`attempt ${attempt}: `), { what: 'the job to wait again', details: () => b.logOf(id) });
   }
   expect(await b.service.cancel(id)).toMatchObject({ state: 'FAILED', failure: { code: 'Canceled' } });
   expect(await tagsOf('fault/killed')).toEqual(['1']);
