@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import type { Config } from '../base/config/config.ts';
-import { AppError } from '../base/errors.ts';
+import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import { RegistryClient } from '../registry/client.ts';
@@ -62,6 +62,9 @@ export class Grants {
     const before = this.active.get(owner);
     if (before?.text === text) {
       before.timer.refresh();
+      // Newest last.
+      this.active.delete(owner);
+      this.active.set(owner, before);
       return;
     }
     if (before === undefined && this.active.size >= MAX_GRANTS) {
@@ -80,14 +83,23 @@ export class Grants {
     });
   }
 
-  /** The fetch function: by the grant of one of the blob's repositories, or as usual. */
-  readonly fetchRange: FetchRange = (source, ...rest) => (this.grantFor(source)?.fetchRange ?? this.parts.otherwise)(source, ...rest);
+  /** The fetch function: by the grants of the blob's repositories, the newest first, while they are refused; then as usual. */
+  readonly fetchRange: FetchRange = async (source, ...rest) => {
+    for (const grant of this.grantsFor(source)) {
+      try {
+        return await grant.fetchRange(source, ...rest);
+      } catch (error) {
+        if (!isAppError(error, 'Unauthenticated', 'PermissionDenied')) throw error;
+        this.parts.log.debug({ digest: source.digest, reason: describeError(error) }, 'a grant is refused; another may do');
+      }
+    }
+    return this.parts.otherwise(source, ...rest);
+  };
 
-  private grantFor({ repositories }: BlobSource): Active | undefined {
-    if (this.active.size === 0) return undefined;
+  private grantsFor({ repositories }: BlobSource): Active[] {
+    if (this.active.size === 0) return [];
     const names = repositories.map(formatRepository);
-    for (const grant of this.active.values()) if (names.some((name) => grant.repositories.has(name))) return grant;
-    return undefined;
+    return [...this.active.values()].filter((grant) => names.some((name) => grant.repositories.has(name))).reverse();
   }
 
   private clientOf({ credentials, plainHttp, insecure }: Grant): RegistryClient {

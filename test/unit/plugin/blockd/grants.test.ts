@@ -75,6 +75,15 @@ test('a changed grant counts at once, a wrong one is told without its secret', a
   expect(await read(source())).toHaveLength(1000);
 });
 
+test('a refused grant of another cache stands in the way of none', async () => {
+  const wrong = grant({ credentials: [{ host: registry.host, username: 'puller', password: 'battery staple' }] });
+  grants.set('access-wrong', wrong);
+  grants.set('access-right', grant());
+  expect(await read(source())).toHaveLength(1000);
+  grants.set('access-wrong', wrong);
+  expect(await read(source())).toHaveLength(1000);
+});
+
 test('a grant ends after a minute unless it is renewed', async () => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   grants.set('access-1', grant());
