@@ -27,7 +27,8 @@ export function knowsPinned(version: string): boolean {
 interface Change {
   name: string;
   put?: ImageRecord;
-  label?: Readonly<Record<string, string>>;
+  /** Labels to change, an empty value to take one away. */
+  label?: ImageRecord;
   isDeleted?: boolean;
 }
 
@@ -62,7 +63,7 @@ function changesOfFound(name: string, record: ImageRecord, canPin: boolean): Cha
     // What others pinned is theirs to unpin.
     if (record.labels[LABEL_OURS] === undefined) label[LABEL_OURS] = 'found';
   }
-  return Object.keys(label).length === 0 ? [] : [{ name, label }];
+  return Object.keys(label).length === 0 ? [] : [{ name, label: { ...record, labels: label } }];
 }
 
 /**
@@ -85,7 +86,7 @@ export function changesToLeave(
       return isTarget && other.target.digest !== image.target.digest ? [{ name, put: newRecord(name, other, canPin) }] : [];
     }
     if (mark === 'made' && isTarget) return [{ name, isDeleted: true }];
-    return mark === undefined ? [] : [{ name, label: { [LABEL_OURS]: '', [LABEL_PINNED]: '' } }];
+    return mark === undefined ? [] : [{ name, label: { ...record, labels: { [LABEL_OURS]: '', [LABEL_PINNED]: '' } } }];
   });
 }
 
@@ -94,7 +95,7 @@ export async function apply(client: ImageClient, namespace: string, changes: rea
   const lastDeleted = changes.findLastIndex(({ isDeleted }) => isDeleted === true);
   for (const [index, { name, put, label, isDeleted }] of changes.entries()) {
     if (put !== undefined) await client.putImage(namespace, put, signal);
-    else if (label !== undefined) await client.labelImage(namespace, name, label, signal);
+    else if (label !== undefined) await client.labelImage(namespace, label, signal);
     else if (isDeleted === true) await client.deleteImage(namespace, name, index === lastDeleted, signal);
   }
 }

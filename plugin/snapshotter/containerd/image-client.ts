@@ -143,10 +143,13 @@ export class ImageClient extends ContainerdClient {
     }
   }
 
-  /** Changes labels of a record; an empty value removes one. A record that is not there is no error. */
-  async labelImage(namespace: string, name: string, labels: Labels, signal: AbortSignal): Promise<void> {
+  /**
+   * Changes labels of a record; an empty value removes one. A record that is not there is no error. `target` is not changed, and must be
+   * given: containerd 2.1 ends with a panic when an update has none.
+   */
+  async labelImage(namespace: string, { name, labels, target }: ImageRecord, signal: AbortSignal): Promise<void> {
     const paths = Object.keys(labels).map((label) => `labels.${label}`);
-    const request = { image: { name, labels: { ...labels } }, updateMask: { paths } };
+    const request = { image: { name, labels: { ...labels }, target: wireOf(target) }, updateMask: { paths } };
     await unlessNotFound(
       this.channel.call(METHODS.updateImage, request, { namespace }, { op: 'label image record', subject: name, signal }),
     );

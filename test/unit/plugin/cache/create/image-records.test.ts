@@ -26,7 +26,7 @@ function applied(records: readonly ImageRecord[], changes: ReturnType<typeof cha
     const before = after.get(name);
     if (put !== undefined) after.set(name, { ...put, labels: { ...before?.labels, ...put.labels } });
     if (label !== undefined && before !== undefined) {
-      const labels = Object.entries({ ...before.labels, ...label }).filter(([, value]) => value !== '');
+      const labels = Object.entries({ ...before.labels, ...label.labels }).filter(([, value]) => value !== '');
       after.set(name, { ...before, labels: Object.fromEntries(labels) });
     }
     if (isDeleted === true) after.delete(name);
