@@ -5,7 +5,7 @@ import { candidateOf, parseQuery } from './match-query.ts';
 import type { CacheFilter } from './types.ts';
 import { cacheError } from './validation.ts';
 
-export const MAX_PAGE = 100;
+const MAX_PAGE = 100;
 const DEFAULT_PAGE = 50;
 /** No cache is too large for a question that is about no pod. */
 const ANY_SIZE_GIB = Number.MAX_SAFE_INTEGER;

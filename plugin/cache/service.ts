@@ -45,8 +45,6 @@ import { cacheError } from './validation.ts';
 import { Verifier } from './verifier.ts';
 import type { Watched } from './watchers.ts';
 
-export { isServing } from './cache-states.ts';
-export { MAX_PAGE } from './listing.ts';
 export * from './requests.ts';
 export * from './types.ts';
 
