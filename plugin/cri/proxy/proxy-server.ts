@@ -11,7 +11,7 @@ import http2, { constants, type Http2Server, type IncomingHttpHeaders, type Serv
 import net from 'node:net';
 import path from 'node:path';
 import { Duplex } from 'node:stream';
-import { AppError, describeError } from '../../base/errors.ts';
+import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import { MAX_GRPC_MESSAGE_BYTES } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
 import { statusOf } from '../../snapshotter/grpc-adapter.ts';
@@ -205,7 +205,10 @@ export class ProxyServer implements AsyncDisposable {
     } catch (error) {
       if (error instanceof Refusal) return failureAnswer(statusOf(error.reason));
       if (signal.aborted) throw signal.reason;
-      logger.error({ err: error, path: callPath }, 'the logic of a CRI call failed; containerd alone answers it');
+      const text = 'the logic of a CRI call failed; containerd alone answers it';
+      // Bytes that are no message are the caller's fault, which containerd tells it.
+      if (isAppError(error, 'InvalidArgument')) logger.debug({ reason: error.message, path: callPath }, text);
+      else logger.error({ err: error, path: callPath }, text);
       return forwarded ?? upstream.unary(headers, message, signal);
     }
   }
