@@ -7,5 +7,7 @@ export interface BenchCase {
   title: string;
   /** Rounds when none are asked for; chosen so that a case takes one to three minutes. */
   rounds: number;
-  run(rounds: number): Promise<CaseResult>;
+  /** Parts that may be asked for alone, with `--mode`. */
+  modes?: readonly string[];
+  run(rounds: number, mode?: string): Promise<CaseResult>;
 }
