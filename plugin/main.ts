@@ -92,13 +92,8 @@ function tellKeeper(message: ToKeeper): void {
   process.send?.(message);
 }
 
-async function main(): Promise<void> {
-  // Also when it hangs: another one starts with the next keeper.
-  if (!dieWithParent(process.ppid)) process.exit(1);
-  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
-  const { values } = parseArgs({ options: { config: { type: 'string' } } });
-  const config = loadConfig(values.config);
-  const logger = createLogger('sidecar', config.log.level);
+/** Starts every part, and answers what ends them in the opposite order. */
+async function startParts(config: Config, logger: Logger): Promise<(options: { unmount: boolean }) => Promise<void>> {
   const version = readVersion();
   const blockd = new BlockdClient(path.join(config.paths.run, 'blockd.sock'));
   const vault = await openVault(config, logger);
@@ -125,16 +120,29 @@ async function main(): Promise<void> {
     { database: service.database, services, caches, convert, pods: cri, registries: registryCredentials(vault), version },
     logger,
   );
+  return async ({ unmount }) => {
+    await admin.close();
+    await cri.stop();
+    await caches.stop();
+    await convert.stop();
+    await service.stop({ unmount });
+  };
+}
+
+async function main(): Promise<void> {
+  // Also when it hangs: another one starts with the next keeper.
+  if (!dieWithParent(process.ppid)) process.exit(1);
+  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  const { values } = parseArgs({ options: { config: { type: 'string' } } });
+  const config = loadConfig(values.config);
+  const logger = createLogger('sidecar', config.log.level);
+  const started = startParts(config, logger);
   let isStopping = false;
   const stop = (unmount: boolean): void => {
     if (isStopping) return;
     isStopping = true;
-    admin
-      .close()
-      .then(() => cri.stop())
-      .then(() => caches.stop())
-      .then(() => convert.stop())
-      .then(() => service.stop({ unmount }))
+    started
+      .then((end) => end({ unmount }))
       .then(
         () => process.exit(0),
         (error: unknown) => {
@@ -148,10 +156,14 @@ async function main(): Promise<void> {
   process.on('SIGINT', () => {
     if (!process.connected) stop(false);
   });
+  let isStarted = false;
   process.on('message', (message: FromKeeper) => {
-    if (message.op === 'ping') tellKeeper({ op: 'pong', id: message.id });
+    // No answer before: the keeper ends a start that hangs.
+    if (message.op === 'ping' && isStarted) tellKeeper({ op: 'pong', id: message.id });
     else if (message.op === 'stop') stop(message.unmount);
   });
+  await started;
+  isStarted = true;
   logger.info({ root: config.paths.root, socket: config.snapshotter.socket }, 'serving');
   tellKeeper({ op: 'ready' });
   // A process that is killed never writes what it compiled; the next start is quicker for it.
