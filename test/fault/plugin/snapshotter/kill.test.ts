@@ -12,7 +12,7 @@ import { CODE, codeOf, SnapshotterClient } from '../../../support/snapshotter-cl
 import { waitFor } from '../../../support/wait.ts';
 
 const MAIN = path.resolve(import.meta.dirname, '../../../../plugin/main.ts');
-const KILLS = 25;
+const KILLS = 15;
 
 /** Present, gone, or either: a call about it was under way when the process died. */
 type Fate = 'present' | 'gone' | 'either';
