@@ -23,7 +23,8 @@ export class Releaser {
   /** Caches that may own more than they hold. At most those that exist, existed since the start, or were left. */
   private readonly owed = new Set<string>();
   private readonly running = new Map<string, Promise<void>>();
-  private hasLooked = false;
+  /** What an earlier process left is known. False for a while at boot: containerd starts after this service. */
+  hasLooked = false;
   /** Why the last attempt failed, as a sentence. */
   complaint: string | undefined;
 
@@ -68,6 +69,7 @@ export class Releaser {
       const owners = await store.list(AbortSignal.any([signal, AbortSignal.timeout(LIST_LIMIT_MS)]));
       for (const id of owners) if (catalogue.find(id) === undefined || !isBusy(id)) this.owed.add(id);
       this.hasLooked = true;
+      if (this.owed.size === 0) this.complaint = undefined;
     } catch (error) {
       if (!signal.aborted) this.complain('what caches own cannot be listed', error);
     }

@@ -50,6 +50,8 @@ export * from './types.ts';
 
 /** Expiry is told in days; a minute late is nothing. */
 const SWEEP_MS = 60_000;
+/** Until containerd is there for the first time. */
+const FIRST_SWEEPS_MS = 2_000;
 
 export interface CacheOptions {
   readonly database: Database;
@@ -129,8 +131,16 @@ class Service implements CacheService {
   start(): void {
     this.queue.start();
     this.loops = Promise.all([
-      this.repeat(SWEEP_MS, 'the sweep of image caches', () => this.sweeper.sweep()),
-      this.repeat(this.options.verifyIntervalMs, 'looking at image caches', () => this.verifier.verifyAll()),
+      this.repeat(
+        () => (this.releaser.hasLooked ? SWEEP_MS : FIRST_SWEEPS_MS),
+        'the sweep of image caches',
+        () => this.sweeper.sweep(),
+      ),
+      this.repeat(
+        () => this.options.verifyIntervalMs,
+        'looking at image caches',
+        () => this.verifier.verifyAll(),
+      ),
     ]);
   }
 
@@ -271,7 +281,7 @@ class Service implements CacheService {
   }
 
   /** Until the service ends. What goes wrong is told, and may go better the next time. */
-  private async repeat(everyMs: number, what: string, work: () => Promise<void>): Promise<void> {
+  private async repeat(everyMs: () => number, what: string, work: () => Promise<void>): Promise<void> {
     const { signal } = this.controller;
     while (!signal.aborted) {
       try {
@@ -279,7 +289,7 @@ class Service implements CacheService {
       } catch (error) {
         if (!signal.aborted) this.options.logger.error({ reason: describeError(error) }, `${what} failed`);
       }
-      if (!(await this.pause(everyMs))) return;
+      if (!(await this.pause(everyMs()))) return;
     }
   }
 

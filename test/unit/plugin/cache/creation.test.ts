@@ -1,5 +1,5 @@
 /** What becomes of a cache from its request to its end, over a registry and a node in memory. */
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { AppError } from '../../../../plugin/base/errors.ts';
 import { CacheHost, DAY_MS, fakeImage, GIB, layerDigest, MIB } from '../../../support/fake-caches.ts';
 
@@ -94,7 +94,7 @@ test('a registry that is away for a moment is tried again; one that says no is n
   await caches.settle();
   expect(caches.service.get(imageCacheId).status).toBe('Creating');
   await caches.pass(1_000);
-  await caches.pass(10_000);
+  await caches.pass(10_000, 2_000);
   expect(caches.service.get(imageCacheId).status).toBe('Ready');
   const warnings = caches.service.events(imageCacheId).filter((event) => event.type === 'Warning');
   expect(warnings.map((event) => event.reason)).toEqual(['Retrying', 'Retrying']);
@@ -217,6 +217,16 @@ test('what a killed process left without a cache is let go at the next start', a
   await caches.settle();
   expect(caches.node.pins.size).toBe(0);
   expect(caches.node.blobs.size).toBe(0);
+  expect(caches.service.complaint).toBeUndefined();
+});
+
+test('a containerd that starts after the service is asked again soon, and nothing is complained of afterwards', async () => {
+  await using caches = host();
+  const away = new AppError('Unavailable', { op: 'list', subject: 'leases', what: 'containerd is away' });
+  caches.node.fail('list', away, away);
+  caches.restart();
+  await vi.waitFor(() => expect(caches.service.complaint).toContain('containerd is away'));
+  await caches.pass(10_000, 2_000);
   expect(caches.service.complaint).toBeUndefined();
 });
 
