@@ -13,6 +13,7 @@ import { API_TOKENS_0004 } from './migrations/0004-api-tokens.ts';
 import { PODS_0005 } from './migrations/0005-pods.ts';
 import { CONVERT_MEASURES_0006 } from './migrations/0006-convert-measures.ts';
 import { CACHES_0007 } from './migrations/0007-caches.ts';
+import { AUDIT_0008 } from './migrations/0008-audit.ts';
 
 /** In order; the index plus one is the schema's version (`PRAGMA user_version`). Forward only. */
 const MIGRATIONS: readonly string[] = [
@@ -23,6 +24,7 @@ const MIGRATIONS: readonly string[] = [
   PODS_0005,
   CONVERT_MEASURES_0006,
   CACHES_0007,
+  AUDIT_0008,
 ];
 
 /** Another process (a backup, a person with sqlite3) may hold the lock this long before a call fails. */

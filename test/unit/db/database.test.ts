@@ -4,6 +4,8 @@ import os from 'node:os';
 import path from 'node:path';
 import { getTableConfig } from 'drizzle-orm/sqlite-core';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { audit } from '../../../db/audit-schema.ts';
+import { AuditStore } from '../../../db/audit-store.ts';
 import { imageCacheClock, imageCacheEvents, imageCacheImages, imageCaches, imageCacheTokens } from '../../../db/cache-schema.ts';
 import {
   convertDeliveries,
@@ -47,6 +49,7 @@ test.each([
   convertNotifications,
   convertDeliveries,
   apiTokens,
+  audit,
   pods,
   podImages,
 ])('migrations give the columns that the typed schema names', (table) => {
@@ -105,4 +108,22 @@ test('events and resolutions keep their newest rows only', () => {
   const row = { image: 'i', artifactDigest: null, baseDigest: null, lazyLayers: 0, totalLayers: 0, reason: null, layers: '[]' };
   for (let at = 0; at < 10; at += 1) resolutionStore.put({ ...row, subject: `s${at}`, decidedUs: at }, 3);
   expect(resolutionStore.list(100).map(({ subject }) => subject)).toEqual(['s9', 's8', 's7']);
+});
+
+test('the audit log keeps the newest rows of each kind, whatever the other kind and the events do', () => {
+  using database = openDatabase(':memory:');
+  const store = new AuditStore(database, 3);
+  const append = (kind: 'change' | 'refusal', atUs: number) =>
+    store.append({ atUs, kind, caller: 'socket', action: 'POST', path: '/v1/tokens', status: 201, requestId: `r${atUs}`, leftOut: 0 });
+  for (let at = 1; at <= 5; at += 1) append('change', at);
+  for (let at = 6; at <= 25; at += 1) append('refusal', at);
+  const eventStore = new EventStore(database);
+  database.transaction(() => {
+    for (let at = 0; at < 10_050; at += 1) eventStore.append({ atUs: at, type: 't', subject: 's', message: '' });
+  });
+  const times = (rows: { atUs: number }[]) => rows.map(({ atUs }) => atUs);
+  expect(times(store.list({ limit: 100 }))).toEqual([25, 24, 23, 5, 4, 3]);
+  expect(times(store.list({ limit: 2, kind: 'change' }))).toEqual([5, 4]);
+  const [last] = store.list({ limit: 1 });
+  expect(times(store.list({ limit: 2, before: last!.id }))).toEqual([24, 23]);
 });
