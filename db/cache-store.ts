@@ -108,8 +108,11 @@ export class CacheStore {
     return this.database.orm.select().from(imageCacheTokens).where(isToken).get();
   }
 
-  addToken(row: CacheTokenRow): void {
-    this.database.orm.insert(imageCacheTokens).values(row).run();
+  /** Adds a token, or gives one a new meaning. */
+  putToken(row: CacheTokenRow): void {
+    const { scope: _scope, token: _token, ...set } = row;
+    const target = [imageCacheTokens.scope, imageCacheTokens.token];
+    this.database.orm.insert(imageCacheTokens).values(row).onConflictDoUpdate({ target, set }).run();
   }
 
   /** Forgets tokens from before the time, and the oldest beyond the limit. */

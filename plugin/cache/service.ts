@@ -124,7 +124,7 @@ class Service implements CacheService {
     this.automatic = new AutomaticCaches({ catalogue, admission, secrets, podEphemeralSize, remove, poke });
     this.changes = new Changes({
       ...{ catalogue, admission, secrets, store, signal, defaultSize, poke },
-      tokens: new ClientTokens(cacheStore, time, secrets),
+      tokens: new ClientTokens(cacheStore, time, secrets, (id) => catalogue.find(id) !== undefined),
     });
   }
 

@@ -254,7 +254,8 @@ export interface CacheUsage {
 /** What the admin API, the CRI proxy and the Kubernetes part may ask for. */
 export interface CacheService {
   /**
-   * Durable when it resolves; the images follow (watch `status`). The same token with the same request within 24 hours gives the same cache.
+   * Durable when it resolves; the images follow (watch `status`). The same token with the same request within 24 hours gives the same cache,
+   * as long as that one exists; afterwards a new one.
    * Errors: InvalidParameter, NameDuplicated, QuotaExceeded, IdempotentParameterMismatch, DryRunOperation.
    */
   create(request: CreateCacheRequest, options?: { clientToken?: string; dryRun?: boolean }): Promise<ImageCache>;

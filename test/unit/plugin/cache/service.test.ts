@@ -106,6 +106,20 @@ test('the same token with the same request gives the same cache for a day; with 
   }
 });
 
+test('a token is free again when its cache is gone: the request makes a new cache', async () => {
+  await using caches = host();
+  const first = await caches.service.create(GOOD, { clientToken: 't-1' });
+  await caches.service.delete(first.imageCacheId);
+  const second = await caches.service.create(GOOD, { clientToken: 't-1' });
+  expect(second.imageCacheId).not.toBe(first.imageCacheId);
+  expect((await caches.service.create(GOOD, { clientToken: 't-1' })).imageCacheId).toBe(second.imageCacheId);
+  await caches.service.delete(second.imageCacheId);
+  const other = await caches.service.create({ ...GOOD, imageCacheSize: 21 }, { clientToken: 't-1' });
+  caches.restart();
+  await expect(caches.service.create(GOOD, { clientToken: 't-1' })).rejects.toEqual(reason('IdempotentParameterMismatch'));
+  expect(caches.service.list().caches.map(({ imageCacheId }) => imageCacheId)).toEqual([other.imageCacheId]);
+});
+
 test('a dry run checks everything and changes nothing', async () => {
   await using caches = host({ maxCount: 1 });
   await expect(caches.service.create(GOOD, { dryRun: true })).rejects.toEqual(reason('DryRunOperation'));
