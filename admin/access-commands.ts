@@ -5,12 +5,14 @@ import type { TokenView } from './auth/tokens.ts';
 import type { AdminMethod } from './client.ts';
 import { readSecret } from './read-secret.ts';
 import type { RegistryView } from './registry-routes.ts';
-import { table } from './render.ts';
+import { printRemoved, table } from './render.ts';
 import type { NewTokenView } from './token-routes.ts';
 
 export interface AccessCommandTools {
   call<T>(method: AdminMethod, path: string, body?: unknown): Promise<T>;
   print(answer: unknown, text: () => string): void;
+  /** For `$(obdctl …)`. */
+  printWord(answer: unknown, word: string): void;
 }
 
 function scopesOf(text: string): string[] {
@@ -32,7 +34,7 @@ const renderTokens = (rows: readonly TokenView[]): string =>
   );
 
 /** Adds the commands to the program. */
-export function addAccessCommands(program: Command, { call, print }: AccessCommandTools): void {
+export function addAccessCommands(program: Command, { call, print, printWord }: AccessCommandTools): void {
   const token = program.command('token').description('bearer tokens of the admin API on TCP');
   token
     .command('create')
@@ -42,7 +44,7 @@ export function addAccessCommands(program: Command, { call, print }: AccessComma
     .option('--days <days>', 'refused after so many days (default: never)', wholeDays)
     .action(async (name: string, { scope, days }: { scope: string[]; days?: number }) => {
       const made = await call<NewTokenView>('POST', '/v1/tokens', { name, scopes: scope, expiresInDays: days });
-      print(made, () => `${made.token}\n`);
+      printWord(made, made.token);
     });
   token
     .command('ls')
@@ -57,6 +59,7 @@ export function addAccessCommands(program: Command, { call, print }: AccessComma
     .argument('<id...>')
     .action(async (ids: string[]) => {
       for (const id of ids) await call('DELETE', `/v1/tokens/${encodeURIComponent(id)}`);
+      printRemoved(print, ids);
     });
 
   const registry = program.command('registry').description('credentials of registries; they are never shown');
@@ -84,5 +87,6 @@ export function addAccessCommands(program: Command, { call, print }: AccessComma
     .argument('<registry...>')
     .action(async (names: string[]) => {
       for (const name of names) await call('DELETE', `/v1/registries/${encodeURIComponent(name)}`);
+      printRemoved(print, names);
     });
 }

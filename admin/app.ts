@@ -8,7 +8,8 @@ import type { Logger } from '../plugin/base/log.ts';
 import type { CacheService } from '../plugin/cache/service.ts';
 import type { ConvertService } from '../plugin/convert/service.ts';
 import type { PodService } from '../plugin/cri/service.ts';
-import { Audit, type AuditEvents } from './audit.ts';
+import type { Audit } from './audit.ts';
+import { addAuditRoutes } from './audit-routes.ts';
 import type { Tokens } from './auth/tokens.ts';
 import { addCacheRoutes } from './cache-routes.ts';
 import type { AdminApp, AdminEnv } from './context.ts';
@@ -23,6 +24,7 @@ import { addRegistryRoutes, type RegistryCredentials } from './registry-routes.t
 import { addGuards, type RateLimits } from './request-guard.ts';
 import { issuesText } from './route-kit.ts';
 import { createActions } from './rpc/actions.ts';
+import { actionFailure, isAction } from './rpc/failure.ts';
 import type { AdminServices } from './services.ts';
 import { addSystemRoutes } from './system-routes.ts';
 import { addTokenRoutes } from './token-routes.ts';
@@ -40,10 +42,11 @@ export interface AdminAppOptions {
   rates?: RateLimits;
 }
 
-export { Audit, type AuditEvents };
-
 /** Hono's own refusals (a body that is no JSON) carry their answer; their text may hold the body, so it is not repeated. */
-function refusalOf(error: Error): unknown {
+function refusalOf(error: Error, request: Request): unknown {
+  if (request.signal.aborted && !(error instanceof AppError)) {
+    return new AppError('Canceled', { op: 'read', subject: 'request', what: 'the caller hung up, or was too slow', cause: error });
+  }
   if (!('getResponse' in error)) return error;
   return new AppError('InvalidArgument', { op: 'read', subject: 'request body', what: 'is no JSON', cause: error });
 }
@@ -60,16 +63,16 @@ export function createAdminApp(options: AdminAppOptions): AdminApp {
     },
   });
   app.onError((error, c) => {
-    const thrown = refusalOf(error);
+    const thrown = refusalOf(error, c.req.raw);
     const requestId = c.get('requestId');
     if (!(thrown instanceof AppError)) log.error({ err: error, path: c.req.path, requestId }, 'admin request failed');
-    const { status, body, headers } = wireError(thrown, requestId);
+    const { status, body, headers } = isAction(c.req.method, c.req.url) ? actionFailure(thrown, requestId) : wireError(thrown, requestId);
     return c.json(body, status, headers);
   });
   app.notFound(async (c) => {
     const { method } = c.req;
     const subject = `${method} ${c.req.path.slice(0, 200)}`;
-    const allowed = methodsOf(app, c.req.path);
+    const allowed = methodsOf(app, c.req.url);
     const what =
       allowed.length > 0 ? `this path takes ${allowed.join(', ')}` : 'no such resource; /v1/openapi.json and /v1/reference list them';
     const refusal =
@@ -83,20 +86,21 @@ export function createAdminApp(options: AdminAppOptions): AdminApp {
   addGuards(app, audit, rates);
   addNodeRoutes(app, services);
   addCacheRoutes(app, caches, log);
-  addConvertRoutes(app, convert);
+  addConvertRoutes(app, convert, log);
   addPodRoutes(app, pods);
   addRegistryRoutes(app, registries);
   addTokenRoutes(app, tokens);
+  addAuditRoutes(app, audit);
   addStatusPage(app, { services, caches, convert, answerAction: createActions(caches, log), log });
   addSystemRoutes(app, { services, metrics: createMetrics(services, caches, convert), version });
   return app;
 }
 
-/** Methods of the routes that fit a path. */
-function methodsOf(app: AdminApp, path: string): string[] {
+/** Methods of the routes that fit an address. */
+function methodsOf(app: AdminApp, url: string): string[] {
   const methods = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'];
   return methods.filter((method) => {
-    const [handlers] = app.router.match(method, path);
+    const [handlers] = app.router.match(method, routedPath({ method, url }));
     // Guards fit every path; a route's handler is not one of theirs.
     return handlers.some(([entry]) => (entry as [unknown, { method: string }])[1].method === method);
   });

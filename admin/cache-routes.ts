@@ -4,6 +4,7 @@ import { AppError, isAppError } from '../plugin/base/errors.ts';
 import type { Logger } from '../plugin/base/log.ts';
 import { type CacheService, clientTokenSchema } from '../plugin/cache/service.ts';
 import {
+  cacheChangeSchema,
   cacheEventsSchema,
   cachePageSchema,
   cacheSchema,
@@ -25,7 +26,7 @@ import type { AdminApp } from './context.ts';
 import { RequestRefusal } from './errors.ts';
 import { streamEvents } from './event-stream.ts';
 import { PAGE_WATCHERS_MAX } from './limits.ts';
-import { body, eventStream, failure, json, Watchers } from './route-kit.ts';
+import { body, eventStream, failure, json, noQuery, Watchers } from './route-kit.ts';
 
 const idParam = z.object({
   id: z
@@ -69,20 +70,20 @@ const routes = {
     path: '/v1/image-caches:watch',
     summary: 'Every cache as `added`, then each change, as server-sent events (`cache`), until the caller hangs up',
     request: { query: watchQuerySchema },
-    responses: { 200: eventStream('data is {kind, imageCache}'), default: failure },
+    responses: { 200: eventStream('data is a CacheChange'), default: failure },
   }),
   match: createRoute({
     method: 'post',
     path: '/v1/image-caches:match',
     summary: 'Explains which cache a pod would get: every candidate with its scores and why it lost; changes nothing',
-    request: { body: body(matchBodySchema) },
+    request: { query: noQuery, body: body(matchBodySchema) },
     responses: { 200: json(explanationSchema, 'explanation'), default: failure },
   }),
   get: createRoute({
     method: 'get',
     path: '/v1/image-caches/{id}',
     summary: 'One cache with its events',
-    request: { params: idParam },
+    request: { query: noQuery, params: idParam },
     responses: { 200: withETag('cache'), default: failure },
   }),
   update: createRoute({
@@ -96,20 +97,21 @@ const routes = {
     method: 'delete',
     path: '/v1/image-caches/{id}',
     summary: 'Removes a cache; what running containers use goes with the last of them',
-    request: { params: idParam },
+    request: { query: noQuery, params: idParam },
     responses: { 204: { description: 'removed' }, default: failure },
   }),
   events: createRoute({
     method: 'get',
     path: '/v1/image-caches/{id}/events',
     summary: 'The 50 newest events of a cache, oldest first',
-    request: { params: idParam },
+    request: { query: noQuery, params: idParam },
     responses: { 200: json(cacheEventsSchema, 'events'), default: failure },
   }),
   usage: createRoute({
     method: 'get',
     path: '/v1/usage',
     summary: 'Quotas and bytes of image caches, and what of them is used',
+    request: { query: noQuery },
     responses: { 200: json(usageSchema, 'usage'), default: failure },
   }),
 };
@@ -191,6 +193,7 @@ function asFailedCondition(error: unknown): unknown {
 }
 
 function addWatch(app: AdminApp, caches: CacheService, log: Logger): void {
+  app.openAPIRegistry.register('CacheChange', cacheChangeSchema);
   const watchers = new Watchers(PAGE_WATCHERS_MAX);
   app.openapi(routes.watch, (c) => {
     const { id, owner } = c.req.valid('query');

@@ -6,7 +6,8 @@ import { HEARTBEAT_MS } from './limits.ts';
 
 /**
  * Events until `write` is done or the caller hangs up, which aborts its signal. Silence is broken by comments, so that a caller who is gone is
- * noticed. `onEnd` is called once.
+ * noticed; one who takes nothing for {@link READER_PATIENCE_MS} is hung up on. What waits for a slow caller is one event and the comments of
+ * that time. `onEnd` is called once.
  */
 export function streamEvents(
   c: AdminContext,
@@ -15,6 +16,7 @@ export function streamEvents(
   write: (stream: SSEStreamingApi, signal: AbortSignal) => Promise<void>,
 ): Response {
   const hungUp = new AbortController();
+  c.env?.hangUpOnStall?.();
   return streamSSE(c, async (stream) => {
     stream.onAbort(() => hungUp.abort());
     const heartbeat = setInterval(() => void stream.write(': alive\n\n'), HEARTBEAT_MS);

@@ -17,6 +17,9 @@ export const MAX_MATERIALIZATIONS = 2;
 export const PAGE_ROWS_MAX = 2000;
 export const PAGE_ROWS_DEFAULT = 500;
 
+/** Events that are looked through for those since a time: all that are kept, the audit log's included. */
+export const EVENTS_MAX = 40_000;
+
 /** People and one scraper use the API; more connections than this are a mistake or an attack. */
 export const MAX_CONNECTIONS = 64;
 
@@ -34,6 +37,12 @@ export const OVERVIEW_INTERVAL_MS = 1000;
 
 /** A comment this often tells both ends of a silent stream of events that the other is there. */
 export const HEARTBEAT_MS = 15_000;
+
+/** A reader of events who takes nothing for this long, heartbeats included, is gone or stuck; its place is for others. */
+export const READER_PATIENCE_MS = 60_000;
+
+/** How often connections are looked through for requests that are late: a late one lasts this much longer than it may. */
+export const LATE_CHECK_MS = 1000;
 
 /** Requests of one caller in a second: a script that reads one after the other does not get so far. */
 export const READS_PER_SECOND = 1000;

@@ -3,8 +3,8 @@ import { createRoute, z } from '@hono/zod-openapi';
 import { AppError } from '../plugin/base/errors.ts';
 import type { AdminApp } from './context.ts';
 import { deadline, soon, within } from './deadline.ts';
-import { MATERIALIZE_DEADLINE_MS, MAX_MATERIALIZATIONS, MAX_REFERENCE_CHARS } from './limits.ts';
-import { body, failure, json, limitQuery, nextKey } from './route-kit.ts';
+import { EVENTS_MAX, MATERIALIZE_DEADLINE_MS, MAX_MATERIALIZATIONS, MAX_REFERENCE_CHARS } from './limits.ts';
+import { body, failure, json, limitQuery, nextKey, noQuery } from './route-kit.ts';
 import {
   type AdminServices,
   deviceSchema,
@@ -23,6 +23,7 @@ const routes = {
     method: 'get',
     path: '/v1/status',
     summary: 'Processes, counts and what does not work',
+    request: { query: noQuery },
     responses: { 200: json(statusSchema, 'status'), default: failure },
   }),
   snapshots: createRoute({
@@ -42,12 +43,14 @@ const routes = {
     method: 'get',
     path: '/v1/devices',
     summary: 'Block devices and what was read and fetched for each',
+    request: { query: noQuery },
     responses: { 200: json(z.object({ devices: z.array(deviceSchema) }), 'devices'), default: failure },
   }),
   store: createRoute({
     method: 'get',
     path: '/v1/store',
     summary: 'The local store: budget, use, evictions',
+    request: { query: noQuery },
     responses: { 200: json(storeSchema, 'store'), default: failure },
   }),
   blobs: createRoute({
@@ -65,6 +68,7 @@ const routes = {
     path: '/v1/store:evict',
     summary: 'Removes what nothing uses, least recently used first, until at least so many bytes are free',
     request: {
+      query: noQuery,
       body: body(z.strictObject({ bytes: z.int().min(1).openapi({ description: 'bytes to free' }) }).openapi('EvictRequest')),
     },
     responses: { 200: json(evictionSchema, 'what went'), default: failure },
@@ -73,12 +77,13 @@ const routes = {
     method: 'get',
     path: '/v1/traffic',
     summary: 'What the kernel read and the registries sent, on the whole node',
+    request: { query: noQuery },
     responses: { 200: json(trafficSchema, 'traffic'), default: failure },
   }),
   events: createRoute({
     method: 'get',
     path: '/v1/events',
-    summary: 'What happened lately, oldest first',
+    summary: 'What happened lately, changes over this API and refusals included, oldest first',
     request: {
       query: z.strictObject({
         since: z.iso.datetime().optional().openapi({ description: 'only events at or after this time (ISO 8601, UTC)' }),
@@ -92,6 +97,7 @@ const routes = {
     path: '/v1/materialize',
     summary: 'Fetches what is missing of an image, so that it can be exported or pushed; ends when the caller hangs up',
     request: {
+      query: noQuery,
       body: body(z.strictObject({ reference: z.string().min(1).max(MAX_REFERENCE_CHARS) }).openapi('MaterializeRequest')),
     },
     responses: { 200: json(materializeResultSchema, 'every layer is local'), default: failure },
@@ -125,8 +131,9 @@ export function addNodeRoutes(app: AdminApp, services: AdminServices): void {
   app.openapi(routes.traffic, async (c) => c.json(await soon('read traffic', c.req.raw, (signal) => services.traffic(signal)), 200));
   app.openapi(routes.events, async (c) => {
     const { since, limit } = c.req.valid('query');
-    const all = await soon('list events', c.req.raw, (signal) => services.events(signal));
-    if (since === undefined) return c.json({ events: all.slice(-limit) }, 200);
+    const wanted = since === undefined ? limit : EVENTS_MAX;
+    const all = await soon('list events', c.req.raw, (signal) => services.events(wanted, signal));
+    if (since === undefined) return c.json({ events: [...all] }, 200);
     const sinceMs = Date.parse(since);
     return c.json({ events: all.filter((event) => Date.parse(event.at) >= sinceMs).slice(0, limit) }, 200);
   });

@@ -18,8 +18,8 @@ function behind(path: string, beginning: string): string | undefined {
 }
 
 /** Hono's path of a request, under the routed name. */
-export function routedPath(request: Request): string {
-  const path = getPath(request);
+export function routedPath(request: Pick<Request, 'method' | 'url'>): string {
+  const path = getPath(request as Request);
   for (const [method, documented, routed] of NAMES) {
     const rest = behind(path, documented);
     if (rest === undefined || (method !== undefined && (method !== request.method || rest !== ''))) continue;

@@ -3,7 +3,7 @@ import { createRoute, z } from '@hono/zod-openapi';
 import type { PodService, PodView } from '../plugin/cri/service.ts';
 import type { AdminApp } from './context.ts';
 import { soon } from './deadline.ts';
-import { failure, json, limitQuery } from './route-kit.ts';
+import { failure, json, limitQuery, noQuery } from './route-kit.ts';
 
 const at = z.string().openapi({ description: 'ISO 8601, UTC' });
 
@@ -49,7 +49,7 @@ const routes = {
     method: 'get',
     path: '/v1/pods',
     summary: 'Pods that pulled images through the image service, last seen first',
-    request: { query: z.object({ limit: limitQuery }) },
+    request: { query: z.strictObject({ limit: limitQuery }) },
     responses: { 200: json(z.object({ pods: z.array(podSchema) }), 'pods'), default: failure },
   }),
   explain: createRoute({
@@ -57,6 +57,7 @@ const routes = {
     path: '/v1/pods/{pod}',
     summary: 'Why each image of a pod came as it did',
     request: {
+      query: noQuery,
       params: z.object({
         pod: z
           .string()

@@ -5,7 +5,7 @@
 import { createRoute, z } from '@hono/zod-openapi';
 import type { AdminApp } from './context.ts';
 import { soon } from './deadline.ts';
-import { body, failure, json } from './route-kit.ts';
+import { body, failure, json, noQuery } from './route-kit.ts';
 
 /** A refresh token of a cloud registry is some 4 KiB. */
 const MAX_SECRET_CHARS = 16_384;
@@ -59,20 +59,21 @@ const routes = {
     method: 'get',
     path: '/v1/registries',
     summary: 'Registries that have credentials here; not the credentials',
+    request: { query: noQuery },
     responses: { 200: json(z.object({ registries: z.array(registrySchema) }), 'registries'), default: failure },
   }),
   put: createRoute({
     method: 'put',
     path: '/v1/registries/{registry}',
     summary: 'Sets the credentials of a registry, or of a part of one',
-    request: { params: registryParam, body: body(secretSchema) },
+    request: { query: noQuery, params: registryParam, body: body(secretSchema) },
     responses: { 200: json(registrySchema, 'kept; counts from now on'), default: failure },
   }),
   remove: createRoute({
     method: 'delete',
     path: '/v1/registries/{registry}',
     summary: 'Forgets the credentials of a registry',
-    request: { params: registryParam },
+    request: { query: noQuery, params: registryParam },
     responses: { 204: { description: 'forgotten' }, default: failure },
   }),
 };

@@ -1,5 +1,6 @@
 /** Answers of the admin API as text for people: tables with padded columns. Control characters from outside are made visible. */
 import { formatBytes } from '../plugin/base/units.ts';
+import type { AuditEntryView } from './audit-routes.ts';
 import type {
   DeviceRow,
   EventRow,
@@ -18,9 +19,9 @@ export function printable(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
 }
 
-/** Left-aligned columns, two spaces between. */
+/** Left-aligned columns, two spaces between; a table without rows says so. */
 export function table(header: readonly string[], rows: readonly (readonly string[])[]): string {
-  const lines = [header, ...rows].map((row) => row.map(printable));
+  const lines = [header, ...(rows.length === 0 ? [['(none)']] : rows)].map((row) => row.map(printable));
   const widths = header.map((_, column) => Math.max(...lines.map((row) => row[column]?.length ?? 0)));
   return lines
     .map(
@@ -125,6 +126,18 @@ export function renderEvents(rows: readonly EventRow[]): string {
     ['TIME', 'SOURCE', 'SEVERITY', 'KIND', 'SUBJECT', 'MESSAGE'],
     rows.map((e) => [e.at, e.source, e.severity, e.kind, short(e.subject, 72), e.message]),
   );
+}
+
+export function renderAudit(rows: readonly AuditEntryView[]): string {
+  return table(
+    ['TIME', 'KIND', 'BY', 'ACTION', 'PATH', 'STATUS', 'REQUEST'],
+    rows.map((row) => [row.at, row.kind, row.caller, row.action, short(row.path, 72), String(row.status), row.requestId]),
+  );
+}
+
+/** After a removal that answers nothing. */
+export function printRemoved(print: (answer: unknown, text: () => string) => void, removed: readonly string[]): void {
+  print({ removed }, () => removed.map((one) => `removed ${printable(one)}\n`).join(''));
 }
 
 export function renderMaterialized(result: MaterializeResult): string {

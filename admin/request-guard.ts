@@ -3,7 +3,6 @@
  * and rate, body and content type have limits. Changes and refusals go to the audit log.
  */
 import { randomUUID } from 'node:crypto';
-import { isIP } from 'node:net';
 import { bodyLimit } from 'hono/body-limit';
 import { RateLimiterMemory, RateLimiterRes } from 'rate-limiter-flexible';
 import { AppError } from '../plugin/base/errors.ts';
@@ -32,17 +31,27 @@ export function demandScope(c: AdminContext, scope: Parameters<typeof mayDo>[1])
   throw new AppError('PermissionDenied', { op: 'authorize', subject, what, details: { scope } });
 }
 
+/** `localhost`, 127.0.0.0/8 and ::1, with or without a port: names that nobody else can make point here. */
+const LOOPBACK = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?$/i;
+
 /**
  * A browser reaches the root-only socket through a forwarded port; a script of another site must not do so with the browser's help. Browsers
- * name the site that asks (Sec-Fetch-Site); a name that was made to point here would be a name in Host. Tokens no browser adds by itself.
+ * name the site that asks, but only where they trust the connection (Sec-Fetch-Site) or the request is no plain look (Origin). A site whose
+ * name was made to point here (DNS rebinding) is the same site to them, and shows in Host alone; so Host is checked for every request. On TCP
+ * there are tokens, which no browser adds by itself.
  */
 function refuseOtherSites(c: AdminContext): void {
-  const site = c.req.header('sec-fetch-site');
-  if (site === undefined || c.get('caller') !== SOCKET_CALLER) return;
-  const host = (c.req.header('host') ?? '').replace(/:\d+$/, '').replace(/^\[|\]$/g, '');
-  if ((site === 'same-origin' || site === 'none') && (host === 'localhost' || isIP(host) !== 0)) return;
-  const what = `browsers may ask from its own page, at localhost or an address; this came from ${site} to ${host.slice(0, 100)}`;
-  throw new AppError('PermissionDenied', { op: 'accept', subject: 'request', what });
+  if (c.get('caller') !== SOCKET_CALLER) return;
+  const refuse = (what: string): AppError => new AppError('PermissionDenied', { op: 'accept', subject: 'request', what });
+  const host = c.req.header('host');
+  if (host !== undefined && !LOOPBACK.test(host)) {
+    throw refuse(`the socket is asked as http://localhost/…, and this request was for ${JSON.stringify(host.slice(0, 100))}`);
+  }
+  const site = c.req.header('sec-fetch-site') ?? 'none';
+  const origin = c.req.header('origin');
+  if (!['same-origin', 'none'].includes(site) || (origin !== undefined && origin !== `http://${host}`)) {
+    throw refuse(`browsers may ask from its own page alone; this came from ${JSON.stringify((origin ?? site).slice(0, 100))}`);
+  }
 }
 
 /** A request with a body must say that it is what the path takes. */
@@ -89,8 +98,10 @@ export function addGuards(app: AdminApp, audit: Audit, rates: RateLimits = DEFAU
   app.use(async (c, next) => {
     refuseOtherSites(c);
     const { method, path } = c.req;
+    const caller = c.get('caller').name;
+    c.set('takeChangeTurn', () => takeTurn(changes, caller));
     demandScope(c, scopeOf(method, path));
-    await takeTurn(isReading(method, path) ? reads : changes, c.get('caller').name);
+    await takeTurn(isReading(method, path) ? reads : changes, caller);
     checkContentType(c);
     await next();
   });

@@ -9,6 +9,9 @@ export const body = <T extends z.ZodType>(schema: T) => ({ required: true, conte
 export const failure = json(errorSchema, 'What failed, on what, and the limit or expectation');
 export const eventStream = (description: string) => ({ description, content: { 'text/event-stream': { schema: z.string() } } });
 
+/** For routes that take no parameter: a misspelt one, or one of another route, is refused and not passed over. */
+export const noQuery = z.strictObject({});
+
 export const limitQuery = z.coerce
   .number()
   .int()

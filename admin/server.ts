@@ -10,9 +10,18 @@ import { getRequestListener } from '@hono/node-server';
 import { AppError, errnoOf } from '../plugin/base/errors.ts';
 import type { Audit } from './audit.ts';
 import { type Caller, NOBODY, SOCKET_CALLER } from './auth/scopes.ts';
-import type { AdminApp } from './context.ts';
+import type { AdminApp, AdminEnv } from './context.ts';
 import { wireError } from './errors.ts';
-import { ANSWER_DEADLINE_MS, MAX_CONNECTIONS } from './limits.ts';
+import { ANSWER_DEADLINE_MS, LATE_CHECK_MS, MAX_CONNECTIONS, READER_PATIENCE_MS } from './limits.ts';
+import { actionFailure, isAction } from './rpc/failure.ts';
+
+/** Milliseconds; see `limits.ts`. */
+export interface AdminPatience {
+  requestMs: number;
+  readerMs: number;
+}
+
+const PATIENCE: AdminPatience = { requestMs: ANSWER_DEADLINE_MS, readerMs: READER_PATIENCE_MS };
 
 export interface AdminServerOptions {
   app: AdminApp;
@@ -20,6 +29,7 @@ export interface AdminServerOptions {
   socketPath: string;
   /** `address` is host:port. The configuration has already refused what is not loopback unless allowed. */
   tcp?: { address: string; callerOf(token: string): Caller | undefined; audit: Audit };
+  patience?: AdminPatience;
 }
 
 export interface AdminServer extends AsyncDisposable {
@@ -37,25 +47,43 @@ function isStatusPage(request: Request): boolean {
 
 /** The application behind bearer tokens. */
 export function withBearerTokens(app: AdminApp, { callerOf, audit }: NonNullable<AdminServerOptions['tcp']>) {
-  return async (request: Request): Promise<Response> => {
+  return async (request: Request, connection: Connection = {}): Promise<Response> => {
     const requestId = randomUUID();
     const given = request.headers.get('authorization');
     const token = /^Bearer +(\S{1,600})$/i.exec(given ?? '')?.[1];
     const caller = token === undefined ? undefined : callerOf(token);
-    if (caller !== undefined) return app.fetch(request, { caller, requestId });
-    if (given === null && isStatusPage(request)) return app.fetch(request, { caller: NOBODY, requestId });
+    if (caller !== undefined) return app.fetch(request, { ...connection, caller, requestId });
+    if (given === null && isStatusPage(request)) return app.fetch(request, { ...connection, caller: NOBODY, requestId });
     const what = given === null ? 'a bearer token is required' : 'the token is wrong, removed or expired';
-    const { status, body, headers } = wireError(
-      new AppError('Unauthenticated', { op: 'authenticate', subject: 'request', what }),
-      requestId,
-    );
+    const error = new AppError('Unauthenticated', { op: 'authenticate', subject: 'request', what });
+    const answerOf = isAction(request.method, request.url) ? actionFailure : wireError;
+    const { status, body, headers } = answerOf(error, requestId);
     await audit.refused({ caller: NOBODY.name, action: request.method, path: new URL(request.url).pathname, status, requestId });
     return Response.json(body, { status, headers: { ...headers, 'www-authenticate': 'Bearer' } });
   };
 }
 
-function createServer(fetch: (request: Request) => Response | Promise<Response>): http.Server {
-  const server = http.createServer({ requestTimeout: ANSWER_DEADLINE_MS, headersTimeout: ANSWER_DEADLINE_MS }, getRequestListener(fetch));
+/** What the application may do with the connection of a request. */
+type Connection = Pick<AdminEnv['Bindings'], 'hangUpOnStall'>;
+
+/** A request that cannot be read at all: the one shape all the same. */
+function refuseUnreadable(cause: unknown): Response {
+  const error = new AppError('InvalidArgument', { op: 'read', subject: 'request', what: 'its address or its Host header is none', cause });
+  const { status, body, headers } = wireError(error, randomUUID());
+  return Response.json(body, { status, headers });
+}
+
+/** Requests must arrive, with their bodies, within the patience; then they are answered 408 and the connection ends. */
+function createServer(
+  fetch: (request: Request, connection: Connection) => Response | Promise<Response>,
+  { requestMs, readerMs }: AdminPatience,
+): http.Server {
+  const listener = getRequestListener(
+    (request, { outgoing }) => fetch(request, { hangUpOnStall: () => void outgoing.setTimeout(readerMs, () => outgoing.destroy()) }),
+    { errorHandler: refuseUnreadable },
+  );
+  const connectionsCheckingInterval = Math.min(LATE_CHECK_MS, requestMs);
+  const server = http.createServer({ requestTimeout: requestMs, headersTimeout: requestMs, connectionsCheckingInterval }, listener);
   server.maxConnections = MAX_CONNECTIONS;
   return server;
 }
@@ -112,7 +140,7 @@ function end(server: http.Server): Promise<void> {
 }
 
 /** Starts listening. Throws FailedPrecondition when a place cannot be listened on; nothing is left open then. */
-export async function startAdminServer({ app, socketPath, tcp }: AdminServerOptions): Promise<AdminServer> {
+export async function startAdminServer({ app, socketPath, tcp, patience = PATIENCE }: AdminServerOptions): Promise<AdminServer> {
   const servers: http.Server[] = [];
   const close = async (): Promise<void> => {
     await Promise.all(servers.map(end));
@@ -121,13 +149,13 @@ export async function startAdminServer({ app, socketPath, tcp }: AdminServerOpti
   try {
     if (tcp !== undefined) {
       const { host, port } = splitAddress(tcp.address);
-      const server = createServer(withBearerTokens(app, tcp));
+      const server = createServer(withBearerTokens(app, tcp), patience);
       servers.push(server);
       await listen(server, tcp.address, () => server.listen({ host, port, exclusive: true }));
       const bound = server.address();
       tcpPort = typeof bound === 'object' && bound !== null ? bound.port : undefined;
     }
-    const server = createServer((request) => app.fetch(request, { caller: SOCKET_CALLER }));
+    const server = createServer((request, connection) => app.fetch(request, { ...connection, caller: SOCKET_CALLER }), patience);
     servers.push(server);
     await listenUnix(server, socketPath);
   } catch (error) {

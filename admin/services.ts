@@ -181,8 +181,8 @@ export interface AdminServices {
   /** Removes idle blobs, least recently used first, until `freeBytes` are freed or none is left. */
   evict(freeBytes: number, signal: AbortSignal): Promise<Eviction>;
   traffic(signal: AbortSignal): Promise<Traffic>;
-  /** Events that both processes still hold, merged by time. */
-  events(signal: AbortSignal): Promise<readonly EventRow[]>;
+  /** Events that both processes still hold and the audit log, merged by time: the newest, at most `limit`. */
+  events(limit: number, signal: AbortSignal): Promise<readonly EventRow[]>;
   /** Fetches what is missing of every layer of an image that this node serves lazily, and puts it where containerd finds it. */
   materialize(reference: string, signal: AbortSignal): Promise<MaterializeResult>;
 }

@@ -7,7 +7,7 @@ import type { Metrics } from './metrics.ts';
 import { type ApiDocument, REFERENCE_STYLE, referencePage } from './page/reference-page.ts';
 import { pageHeaders } from './page/security-headers.ts';
 import { documentedPath } from './path-names.ts';
-import { failure, json } from './route-kit.ts';
+import { failure, json, noQuery } from './route-kit.ts';
 import type { AdminServices } from './services.ts';
 
 const readyResponses = {
@@ -22,31 +22,42 @@ const routes = {
     method: 'get',
     path: '/v1/health',
     summary: '200 as long as the control plane answers',
+    request: { query: noQuery },
     responses: { 200: json(z.object({ status: z.literal('ok') }), 'it answers'), default: failure },
   }),
   ready: createRoute({
     method: 'get',
     path: '/v1/ready',
     summary: '200 when every part works, 503 with the reasons otherwise',
+    request: { query: noQuery },
     responses: readyResponses,
   }),
-  healthz: createRoute({ method: 'get', path: '/healthz', summary: 'As /v1/ready', responses: readyResponses }),
+  healthz: createRoute({
+    method: 'get',
+    path: '/healthz',
+    summary: 'As /v1/ready',
+    request: { query: noQuery },
+    responses: readyResponses,
+  }),
   metrics: createRoute({
     method: 'get',
     path: '/v1/metrics',
     summary: 'Metrics for Prometheus; also at /metrics',
+    request: { query: noQuery },
     responses: { 200: text('text/plain', 'text exposition format'), default: failure },
   }),
   document: createRoute({
     method: 'get',
     path: '/v1/openapi.json',
     summary: 'This document; also at /openapi.json',
+    request: { query: noQuery },
     responses: { 200: json(z.looseObject({ openapi: z.string() }), 'OpenAPI 3.1'), default: failure },
   }),
   reference: createRoute({
     method: 'get',
     path: '/v1/reference',
     summary: 'The same for people',
+    request: { query: noQuery },
     responses: { 200: text('text/html', 'page'), default: failure },
   }),
 };

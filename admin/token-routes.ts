@@ -3,7 +3,7 @@ import { createRoute, z } from '@hono/zod-openapi';
 import { SCOPES } from './auth/scopes.ts';
 import type { Tokens } from './auth/tokens.ts';
 import type { AdminApp } from './context.ts';
-import { body, failure, json } from './route-kit.ts';
+import { body, failure, json, noQuery } from './route-kit.ts';
 
 const TOKEN_DAYS_MAX = 3650;
 const scopes = z.array(z.enum(SCOPES)).min(1).max(SCOPES.length);
@@ -25,6 +25,7 @@ const routes = {
     path: '/v1/tokens',
     summary: 'Makes a bearer token for TCP; its text is in this answer only',
     request: {
+      query: noQuery,
       body: body(
         z
           .strictObject({
@@ -44,6 +45,7 @@ const routes = {
     method: 'get',
     path: '/v1/tokens',
     summary: 'Tokens, oldest first, without their text',
+    request: { query: noQuery },
     responses: { 200: json(z.object({ tokens: z.array(tokenSchema) }), 'tokens'), default: failure },
   }),
   remove: createRoute({
@@ -51,6 +53,7 @@ const routes = {
     path: '/v1/tokens/{id}',
     summary: 'Removes a token; it is refused from then on',
     request: {
+      query: noQuery,
       params: z.object({
         id: z
           .string()

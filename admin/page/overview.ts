@@ -82,7 +82,7 @@ export class Overview {
       services.store(signal),
       services.traffic(signal),
       services.devices(signal),
-      services.events(signal),
+      services.events(MAX_EVENTS, signal),
     ]);
     const [status, store, traffic, devices, events] = parts;
     const page = caches.list({}, { limit: MAX_CACHES });

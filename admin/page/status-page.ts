@@ -7,7 +7,7 @@ import type { AdminApp, AdminContext } from '../context.ts';
 import { soon } from '../deadline.ts';
 import { streamEvents } from '../event-stream.ts';
 import { OVERVIEW_INTERVAL_MS, PAGE_WATCHERS_MAX } from '../limits.ts';
-import { eventStream, failure, json, Watchers } from '../route-kit.ts';
+import { eventStream, failure, json, noQuery, Watchers } from '../route-kit.ts';
 import { Overview, type OverviewParts, overviewSchema } from './overview.ts';
 import { pageHeaders } from './security-headers.ts';
 import { STATUS_SCRIPT } from './status-script.ts';
@@ -23,7 +23,11 @@ const actionQuery = z.looseObject({
 const actionResponses = {
   default: {
     description: 'refused, with the vendor’s code',
-    content: { 'application/json': { schema: actionAnswer.extend({ Code: z.string(), Message: z.string() }).openapi('ActionError') } },
+    content: {
+      'application/json': {
+        schema: actionAnswer.extend({ HostId: z.string(), Code: z.string(), Message: z.string() }).openapi('ActionError'),
+      },
+    },
   },
 };
 
@@ -55,13 +59,15 @@ const routes = {
     method: 'get',
     path: '/v1/overview',
     summary: 'What the status page shows',
+    request: { query: noQuery },
     responses: { 200: json(overviewSchema, 'overview'), default: failure },
   }),
   watch: createRoute({
     method: 'get',
     path: '/v1/overview:watch',
     summary: 'The overview now and at each change, at most once a second, as server-sent events (`overview`)',
-    responses: { 200: eventStream('data is the overview'), default: failure },
+    request: { query: noQuery },
+    responses: { 200: eventStream('data is an Overview'), default: failure },
   }),
 };
 

@@ -2,14 +2,14 @@
  * The vendor's RPC actions, for clients of that API: `Action=CreateImageCache` and the like as a query or a form. Names are translated here
  * and nowhere further in. Answers are JSON with RequestId; failures {RequestId, HostId, Code, Message} with the codes of R133.
  */
-import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import { AppError, describeError } from '../../plugin/base/errors.ts';
 import type { Logger } from '../../plugin/base/log.ts';
-import { CACHE_ERROR_REASONS, type CacheService } from '../../plugin/cache/service.ts';
+import type { CacheService } from '../../plugin/cache/service.ts';
 import type { Scope } from '../auth/scopes.ts';
 import type { AdminContext } from '../context.ts';
-import { knownError, reasonOf, statusOf } from '../errors.ts';
+import { knownError } from '../errors.ts';
 import { demandScope } from '../request-guard.ts';
+import { actionFailure } from './failure.ts';
 import { Params } from './params.ts';
 import { describedCache, readCreate, readDelete, readDescribe, readUpdate, usageAttributes } from './requests.ts';
 
@@ -79,23 +79,6 @@ function actionsOf(caches: CacheService): ReadonlyMap<string, Action> {
   ]);
 }
 
-const OWN_REASONS: ReadonlySet<unknown> = new Set([...CACHE_ERROR_REASONS, 'MissingParameter', 'InvalidAction.NotFound']);
-
-/** The vendor's code of a failure. */
-function codeOf(error: AppError): string {
-  const { reason } = error.details;
-  if (typeof reason === 'string' && OWN_REASONS.has(reason)) return reason;
-  const known = reasonOf(error);
-  if (known !== undefined) return known;
-  if (error.code === 'InvalidArgument') return 'InvalidParameter';
-  return error.code === 'PermissionDenied' ? 'Forbidden.Scope' : error.code;
-}
-
-/** R133: conflicts and duplicates are 400 here. */
-function httpStatusOf(error: AppError): ContentfulStatusCode {
-  return error.code === 'Conflict' || error.code === 'AlreadyExists' ? 400 : statusOf(error);
-}
-
 async function paramsOf(c: AdminContext): Promise<Params> {
   const query = new URL(c.req.url).searchParams;
   return c.req.method === 'POST' ? new Params(query, new URLSearchParams(await c.req.text())) : new Params(query);
@@ -116,12 +99,15 @@ export function createActions(caches: CacheService, log: Logger): (c: AdminConte
       }
       if (action.scope !== 'read') c.set('changeAction', params.action);
       demandScope(c, action.scope);
+      // The guards took it for a look, since they do not know actions.
+      if (action.scope !== 'read') await c.get('takeChangeTurn')();
       return c.json({ RequestId, ...(await action.run(params)) }, 200);
     } catch (thrown) {
       const error = knownError(thrown);
       if (error !== thrown) log.error({ err: thrown, requestId: RequestId, reason: describeError(thrown) }, 'action failed');
       if (error.code === 'PermissionDenied') c.set('isRefused', true);
-      return c.json({ RequestId, HostId: 'localhost', Code: codeOf(error), Message: error.message }, httpStatusOf(error));
+      const { status, body, headers } = actionFailure(error, RequestId);
+      return c.json(body, status, headers);
     }
   };
 }

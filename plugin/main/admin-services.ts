@@ -1,4 +1,5 @@
 /** What the admin API shows, gathered from the parts of the control plane and from blockd. */
+import { auditEvent } from '../../admin/audit.ts';
 import type {
   AdminServices,
   DeviceRow,
@@ -11,6 +12,7 @@ import type {
   StoreStatus,
   Traffic,
 } from '../../admin/services.ts';
+import { AuditStore } from '../../db/audit-store.ts';
 import { SnapshotStore, type SnapshotRow as StoredSnapshot } from '../../db/snapshot-store.ts';
 import type { Config } from '../base/config/config.ts';
 import { describeError, isAppError } from '../base/errors.ts';
@@ -63,11 +65,13 @@ export interface AdminParts {
 export class GatheredAdminServices implements AdminServices {
   private readonly parts: AdminParts;
   private readonly rows: SnapshotStore;
+  private readonly audit: AuditStore;
   private readonly startedAt = new Date().toISOString();
 
   constructor(parts: AdminParts) {
     this.parts = parts;
     this.rows = new SnapshotStore(parts.snapshotter.database);
+    this.audit = new AuditStore(parts.snapshotter.database);
   }
 
   async status(signal: AbortSignal): Promise<NodeStatus> {
@@ -169,8 +173,9 @@ export class GatheredAdminServices implements AdminServices {
     };
   }
 
-  async events(signal: AbortSignal): Promise<readonly EventRow[]> {
-    const own = this.parts.snapshotter.events(MAX_ROWS).map(
+  async events(limit: number, signal: AbortSignal): Promise<readonly EventRow[]> {
+    const audited = this.audit.list({ limit }).map((record) => ({ ...auditEvent(record), atUs: record.atUs }));
+    const own = [...this.parts.snapshotter.events(limit), ...audited].map(
       (event): EventRow => ({
         at: isoOfUs(event.atUs),
         source: 'sidecar',
@@ -181,7 +186,7 @@ export class GatheredAdminServices implements AdminServices {
       }),
     );
     const blockd = await this.dataPlaneEvents(signal);
-    return [...own, ...blockd].sort((a, b) => (a.at < b.at ? -1 : a.at > b.at ? 1 : 0));
+    return [...own, ...blockd].sort((a, b) => (a.at < b.at ? -1 : a.at > b.at ? 1 : 0)).slice(-limit);
   }
 
   materialize(reference: string, signal: AbortSignal): Promise<MaterializeResult> {

@@ -4,8 +4,8 @@ import { Audit } from '../../admin/audit.ts';
 import { TokenFile } from '../../admin/auth/token-file.ts';
 import { Tokens } from '../../admin/auth/tokens.ts';
 import { type AdminServer, startAdminServer } from '../../admin/server.ts';
+import { AuditStore } from '../../db/audit-store.ts';
 import type { Database } from '../../db/database.ts';
-import { EventStore } from '../../db/event-store.ts';
 import { TokenStore } from '../../db/token-store.ts';
 import { systemClock } from '../base/clock.ts';
 import type { Config } from '../base/config/config.ts';
@@ -16,10 +16,7 @@ export type AdminParts = Omit<AdminAppOptions, 'tokens' | 'audit' | 'log'> & { d
 /** Starts listening. Throws FailedPrecondition when a place cannot be listened on or the token file is unusable. */
 export function startAdmin({ socket, tcpListen, tcpTokenFile }: Config['admin'], parts: AdminParts, log: Logger): Promise<AdminServer> {
   const { database, ...services } = parts;
-  const events = new EventStore(database);
-  const audit = new Audit(log, {
-    append: (type, subject, message) => events.append({ atUs: Date.now() * 1000, type, subject, message }),
-  });
+  const audit = new Audit(log, new AuditStore(database));
   const tokens = new Tokens(new TokenStore(database), systemClock);
   const app = createAdminApp({ ...services, tokens, audit, log });
   if (tcpListen === undefined) return startAdminServer({ app, socketPath: socket });

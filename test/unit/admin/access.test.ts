@@ -80,6 +80,51 @@ describe('scopes', () => {
   });
 });
 
+describe('refusals before an action', () => {
+  it('have the shape of the vendor’s API, with a name for each; nothing else on that path has', async () => {
+    const { ask, app, tokenFor, audited } = behindTokens({ rates: { readsPerSecond: 3, changesPerSecond: 1 } });
+    const shaped = async (answer: Response) => [answer.status, (await answer.json()) as Record<string, unknown>];
+    const failure = (Code: string) => ({
+      RequestId: expect.stringMatching(/^[0-9a-f-]{36}$/),
+      HostId: 'localhost',
+      Code,
+      Message: expect.any(String),
+    });
+    const LIST = '/?Action=ListUsage';
+    expect(await shaped(await ask(undefined, 'GET', LIST))).toEqual([401, failure('InvalidSecurityToken')]);
+    expect(await shaped(await ask('wrong', 'POST', '/'))).toEqual([401, failure('InvalidSecurityToken')]);
+    expect(audited.at(-1)).toMatch(/^api-refused \/ POST by nobody: 401 /);
+    const form = { 'content-type': 'application/x-www-form-urlencoded' };
+    const post = (body: string, headers: Record<string, string>) => app.request('/', { method: 'POST', body, headers });
+    expect(await shaped(await post('{}', { 'content-type': 'application/json', 'content-length': '2' }))).toEqual([
+      415,
+      failure('UnsupportedMediaType'),
+    ]);
+    expect(await shaped(await post('Action=ListUsage&x=y', { ...form, 'content-length': '100000' }))).toEqual([
+      413,
+      failure('RequestEntityTooLarge'),
+    ]);
+    expect(await shaped(await app.request(LIST, { headers: { host: 'evil.example' } }))).toEqual([403, failure('Forbidden.Origin')]);
+    expect(audited.at(-1)).toMatch(/^api-refused \/ GET by socket: 403 /);
+    const reader = tokenFor('read');
+    for (let n = 0; n < 3; n += 1) expect((await ask(reader, 'GET', LIST)).status).toBe(200);
+    const slow = await ask(reader, 'GET', LIST);
+    expect(slow.headers.get('retry-after')).toBe('1');
+    expect(await shaped(slow)).toEqual([429, failure('Throttling')]);
+    expect(await (await ask(undefined, 'PUT', '/')).json()).toMatchObject({ code: 'Unauthenticated', requestId: expect.any(String) });
+  });
+
+  it('count an action that changes something among the changes', async () => {
+    const { ask, tokenFor, caches } = behindTokens({ rates: { readsPerSecond: 100, changesPerSecond: 1 } });
+    const token = tokenFor('cache');
+    expect((await ask(token, 'GET', '/?Action=CreateImageCache&ImageCacheName=one&Image.1=a')).status).toBe(200);
+    const second = await ask(token, 'GET', '/?Action=CreateImageCache&ImageCacheName=two&Image.1=a');
+    expect([second.status, await second.json()]).toMatchObject([429, { Code: 'Throttling' }]);
+    expect(caches.usage().usedImageCacheCount).toBe(1);
+    expect((await ask(token, 'GET', '/?Action=ListUsage')).status).toBe(200);
+  });
+});
+
 describe('tokens', () => {
   it('are refused when missing, wrong, of another shape, removed or expired; the refusal says nothing secret', async () => {
     let nowMs = Date.parse('2026-01-31T12:00:00Z');
@@ -164,6 +209,17 @@ describe('requests', () => {
     expect(await status('cross-site', 'localhost:9100')).toBe(403);
     expect(await status('same-site', 'localhost:9100')).toBe(403);
     expect(await status('same-origin', 'evil.example')).toBe(403);
+    // A browser says nothing of the site on a plain connection to a name: what a rebound name does.
+    const plain = async (headers: Record<string, string>, path = '/v1/status') => (await app.request(path, { headers })).status;
+    expect(await plain({ host: 'evil.example:9100' })).toBe(403);
+    expect(await plain({ host: 'evil.example:9100' }, '/')).toBe(403);
+    expect(await plain({ host: 'localhost.evil.example' })).toBe(403);
+    expect(await plain({ host: '192.0.2.7:9100' })).toBe(403);
+    expect(await plain({ host: 'LOCALHOST:9100' })).toBe(200);
+    expect(await plain({ host: 'localhost:9100', origin: 'http://localhost:9100' })).toBe(200);
+    expect(await plain({ host: 'localhost:9100', origin: 'http://evil.example' })).toBe(403);
+    expect(await plain({ host: 'localhost:9100', origin: 'http://localhost:8080' })).toBe(403);
+    expect(await plain({ host: 'localhost:9100', origin: 'null' })).toBe(403);
     const { ask, tokenFor } = behindTokens();
     const headers = { 'sec-fetch-site': 'same-origin', host: 'node.example:9100' };
     expect((await ask(tokenFor('read'), 'GET', '/v1/status', undefined, headers)).status).toBe(200);
@@ -190,5 +246,30 @@ describe('requests', () => {
     const { ask, audited } = behindTokens();
     for (let n = 0; n < 30; n += 1) await ask('wrong', 'GET', '/v1/status');
     expect(audited).toHaveLength(10);
+  });
+
+  it('are in the audit log page by page, changes apart from refusals', async () => {
+    const { ask, tokenFor } = behindTokens();
+    const admin = tokenFor('admin');
+    for (const name of ['one', 'two', 'three']) await ask(admin, 'POST', '/v1/image-caches', { ...NEW, imageCacheName: name });
+    await ask(tokenFor('read'), 'POST', '/v1/image-caches', NEW);
+    const page = async (query: string) =>
+      (await (await ask(admin, 'GET', `/v1/audit?${query}`)).json()) as { entries: { kind: string }[]; next: number | null };
+    const first = await page('limit=3');
+    expect(first.entries).toMatchObject([
+      {
+        kind: 'refusal',
+        action: 'POST',
+        path: '/v1/image-caches',
+        status: 403,
+        leftOut: 0,
+        caller: expect.stringMatching(/^token [0-9a-f]{12} \(read\)$/),
+      },
+      { kind: 'change', status: 201, at: expect.stringMatching(/Z$/), requestId: expect.any(String) },
+      { kind: 'change' },
+    ]);
+    expect(await page(`limit=3&before=${first.next}`)).toMatchObject({ entries: [{ kind: 'change' }], next: null });
+    expect((await page('kind=refusal')).entries).toHaveLength(1);
+    expect((await ask(admin, 'GET', '/v1/audit?kind=all')).status).toBe(400);
   });
 });

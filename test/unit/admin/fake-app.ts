@@ -1,6 +1,6 @@
 /** The admin API over parts in memory, and a look at what it told the audit log. */
 import { type AdminAppOptions, createAdminApp } from '../../../admin/app.ts';
-import { Audit } from '../../../admin/audit.ts';
+import { Audit, type AuditRecord, type AuditRows, auditEvent } from '../../../admin/audit.ts';
 import { type TokenRow, Tokens } from '../../../admin/auth/tokens.ts';
 import type { AdminApp } from '../../../admin/context.ts';
 import type { RegistryCredentials, StoredCredential } from '../../../admin/registry-routes.ts';
@@ -46,6 +46,18 @@ export function memoryRegistries(): RegistryCredentials & { readonly secrets: Re
   };
 }
 
+function memoryAudit(onAppend: (record: AuditRecord) => void): AuditRows {
+  const rows: (AuditRecord & { id: number })[] = [];
+  return {
+    append: (record) => {
+      rows.unshift({ ...record, id: rows.length + 1 });
+      onAppend(record);
+    },
+    list: ({ limit, before = Number.POSITIVE_INFINITY, kind }) =>
+      rows.filter((row) => row.id < before && (kind === undefined || row.kind === kind)).slice(0, limit),
+  };
+}
+
 export interface FakeApp {
   app: AdminApp;
   caches: MemoryCaches;
@@ -57,7 +69,11 @@ export interface FakeApp {
 
 export function fakeApp(overrides: Partial<AdminAppOptions> & { caches?: MemoryCaches } = {}): FakeApp {
   const audited: string[] = [];
-  const audit = new Audit(silentLogger, { append: (type, subject, message) => audited.push(`${type} ${subject} ${message}`) });
+  const rows = memoryAudit((record) => {
+    const { type, subject, message } = auditEvent(record);
+    audited.push(`${type} ${subject} ${message}`);
+  });
+  const audit = new Audit(silentLogger, rows);
   const caches = overrides.caches ?? new MemoryCaches();
   const tokens = overrides.tokens ?? memoryTokens();
   const app = createAdminApp({
@@ -78,13 +94,19 @@ const RULE: ConvertRule = {
   ...{ request: JOB.request, filter: { type: 'ALL' }, detection: 'poll', hasBaseline: true },
 };
 
+const theRule = (id: number): ConvertRule => {
+  if (id === RULE.id) return RULE;
+  throw new AppError('NotFound', { op: 'find', subject: `rule ${id}`, what: 'there is none' });
+};
+
 /** A fresh application that has a cache, a job, a rule, a registry's credentials and a token: whatever an operation may name. */
-export async function appWithOneOfEach(): Promise<{ app: AdminApp; caches: MemoryCaches; tokenId: string }> {
+export async function appWithOneOfEach(): Promise<FakeApp & { tokenId: string }> {
   const tokens = memoryTokens();
-  const convert = fakeConvert({ rules: () => [RULE], rule: () => RULE, changeRule: () => RULE });
-  const { app, caches } = fakeApp({ tokens, convert });
+  const convert = fakeConvert({ rules: () => [RULE], rule: theRule, changeRule: theRule });
+  const fake = fakeApp({ tokens, convert });
+  const { app, caches } = fake;
   await caches.create({ imageCacheName: 'kept', images: ['registry.example/team/app:1'] });
   const put = { method: 'PUT', body: JSON.stringify({ identityToken: 't' }), headers: { 'content-type': 'application/json' } };
   await app.request('/v1/registries/kept.example', put);
-  return { app, caches, tokenId: tokens.create({ name: 'x', scopes: ['read'] }).id };
+  return { ...fake, tokenId: tokens.create({ name: 'x', scopes: ['read'] }).id };
 }

@@ -53,22 +53,34 @@ const ruleOf = (rule: NewRule) => ({
 export function fakeConvert(overrides: Partial<ConvertService> = {}): ConvertService {
   const gone = (id: number): AppError =>
     new AppError('NotFound', { op: 'find', subject: `job ${id}`, what: 'there is no such conversion' });
+  const isOne = (id: number): void => {
+    if (id !== 1) throw gone(id);
+  };
+  const isJob = (id: number): void => {
+    if (id !== JOB.id) throw gone(id);
+  };
   return {
     convert: (reference, request) => ({ ...JOB, tag: reference.split(':').at(-1)!, request }),
     job: (id) => {
-      if (id !== JOB.id) throw gone(id);
+      isJob(id);
       return JOB;
     },
     jobs: ({ limit }) => [JOB, { ...DONE, id: 6 }].slice(0, limit),
-    cancel: async () => ({ ...JOB, state: 'FAILED', failure: { code: 'Canceled', message: 'convert x: canceled by request' } }),
+    cancel: async (id) => {
+      isJob(id);
+      return { ...JOB, state: 'FAILED', failure: { code: 'Canceled', message: 'convert x: canceled by request' } };
+    },
     watch: (id) => {
-      if (id !== JOB.id) throw gone(id);
+      isJob(id);
       return (async function* () {
         yield JOB;
         yield DONE;
       })();
     },
-    log: (_, after) => (after > 0 ? [] : [{ lineNumber: 1, atUs: US, message: 'asked for by hand' }]),
+    log: (id, after) => {
+      isJob(id);
+      return after > 0 ? [] : [{ lineNumber: 1, atUs: US, message: 'asked for by hand' }];
+    },
     addRule: ruleOf,
     rule: () => {
       throw gone(1);
@@ -77,14 +89,14 @@ export function fakeConvert(overrides: Partial<ConvertService> = {}): ConvertSer
     changeRule: () => {
       throw gone(1);
     },
-    removeRule: () => {},
+    removeRule: isOne,
     addNotification: ({ name, url, filter, repository, secretFile }) => ({
       ...{ id: 1, name, url, filter, createdUs: US },
       repository: repository ?? null,
       secretFile: secretFile ?? null,
     }),
     notifications: () => [],
-    removeNotification: () => {},
+    removeNotification: isOne,
     deliveries: () => [],
     removeImage: async (reference) => ({
       ...{

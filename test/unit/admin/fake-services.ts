@@ -87,7 +87,7 @@ export function fakeServices(overrides: Partial<AdminServices> = {}): AdminServi
       failureCount: 0,
       fetchedBytes: { demand: 65_536, prefetch: 1024, fill: 0 },
     }),
-    events: async () => EVENTS,
+    events: async (limit) => EVENTS.slice(-limit),
     materialize: async (reference) => {
       if (!reference.includes('/')) {
         throw new AppError('NotFound', { op: 'materialize', subject: reference, what: 'no such image', details: { limit: 1 } });

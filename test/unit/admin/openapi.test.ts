@@ -6,66 +6,30 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import type { AdminApp } from '../../../admin/context.ts';
 import { type ApiDocument, misfit, operationsOf } from '../../support/openapi.ts';
 import { appWithOneOfEach } from './fake-app.ts';
+import { addressOf, call, JSON_TYPE, SAMPLES } from './operation-samples.ts';
 
-const JSON_TYPE = 'application/json';
-const IMC = 'imc-00000000000000000001';
-const RULE = { repository: 'registry.example/team/app' };
-/** A request for each operation; the key is `METHOD path` of the document. `?` begins a query; the values fill `{…}`. */
-const SAMPLES: Readonly<Record<string, { path?: string; body?: unknown; form?: Record<string, string>; status?: number }>> = {
-  'GET /': {},
-  'POST /': { form: { Action: 'ListUsage' } },
-  'POST /v1/image-caches': { body: { imageCacheName: 'two', images: ['nginx:1.27'] }, status: 201 },
-  'GET /v1/image-caches': { path: '?limit=10&status=Preparing' },
-  'POST /v1/image-caches:match': { body: { images: [{ reference: 'registry.example/team/app:1' }] } },
-  'GET /v1/image-caches/{id}': { path: IMC },
-  'GET /v1/image-caches/{id}/events': { path: IMC },
-  'PATCH /v1/image-caches/{id}': { path: IMC, body: { retentionDays: 5 } },
-  'DELETE /v1/image-caches/{id}': { path: IMC, status: 204 },
-  'POST /v1/store:evict': { body: { bytes: 10 } },
-  'POST /v1/materialize': { body: { reference: 'registry.example/team/app:1' } },
-  'POST /v1/conversions': { body: { reference: 'registry.example/team/app:1' }, status: 202 },
-  'GET /v1/conversions/{id}': { path: '7' },
-  'POST /v1/conversions/{id}/cancel': { path: '7' },
-  'GET /v1/conversions/{id}/log': { path: '7' },
-  'GET /v1/conversions/{id}/events': { path: '7' },
-  'POST /v1/conversion-rules': { body: RULE, status: 201 },
-  'GET /v1/conversion-rules/{id}': { path: '1' },
-  'PATCH /v1/conversion-rules/{id}': { path: '1', body: { isEnabled: false } },
-  'DELETE /v1/conversion-rules/{id}': { path: '1', status: 204 },
-  'POST /v1/convert/notifications': { body: { name: 'ci', url: 'https://ci.example/x' }, status: 201 },
-  'DELETE /v1/convert/notifications/{id}': { path: '1', status: 204 },
-  'PUT /v1/registries/{registry}': { path: 'registry.example:5000%2Fteam', body: { userName: 'u', password: 'p' } },
-  'DELETE /v1/registries/{registry}': { path: 'kept.example', status: 204 },
-  'POST /v1/tokens': { body: { name: 'ci', scopes: ['read'] }, status: 201 },
-  'DELETE /v1/tokens/{id}': { status: 204 },
-  'GET /v1/pods/{pod}': { path: 'team%2Fweb-0' },
-  'DELETE /v1/images': { path: '?reference=registry.example/team/app:1' },
+/** What the data of each stream of events is. */
+const STREAMS: Readonly<Record<string, string>> = {
+  'GET /v1/image-caches:watch': 'CacheChange',
+  'GET /v1/overview:watch': 'Overview',
+  'GET /v1/conversions/{id}/events': 'ConvertJob',
 };
 
 let document: ApiDocument;
 let app: AdminApp;
-let tokenId: string;
 
 beforeAll(async () => {
-  ({ app, tokenId } = await appWithOneOfEach());
+  ({ app } = await appWithOneOfEach());
   document = (await (await app.request('/v1/openapi.json')).json()) as ApiDocument;
 });
 
 /** The event stream's first bytes, or the whole answer. */
-async function call(method: string, path: string, target: AdminApp) {
-  const key = `${method} ${path}`;
-  const { path: value = '', body, form, status = 200 } = SAMPLES[key] ?? {};
-  const filled = path.includes('{') ? path.replace(/\{\w+\}/, value === '' ? tokenId : value) : path + value;
-  const hangUp = new AbortController();
-  const payload = form === undefined ? (body === undefined ? {} : { body: JSON.stringify(body) }) : { body: new URLSearchParams(form) };
-  const headers = body === undefined ? {} : { 'content-type': JSON_TYPE };
-  const response = await target.request(filled, { method, ...payload, headers, signal: hangUp.signal });
-  const type = (response.headers.get('content-type') ?? '').split(';')[0]!;
-  if (type !== 'text/event-stream') return { expected: status, response, type, text: await response.text() };
+async function textOf(response: Response, type: string): Promise<string> {
+  if (type !== 'text/event-stream') return response.text();
   const reader = response.body!.getReader();
   const first = await reader.read();
   await reader.cancel();
-  return { expected: status, response, type, text: new TextDecoder().decode(first.value) };
+  return new TextDecoder().decode(first.value);
 }
 
 const operations = () => operationsOf(document);
@@ -105,30 +69,47 @@ describe('the OpenAPI document', () => {
     });
   });
 
-  it('answers each operation as it says, and refuses nonsense for each with the one error shape', async () => {
-    const errorShape = document.paths['/v1/status']!.get!.responses.default!.content![JSON_TYPE]!.schema!;
+  it('answers each operation as it says, streams of events included', async () => {
     const wrong: string[] = [];
     for (const { method, path, operation } of operations()) {
       const fresh = await appWithOneOfEach();
-      tokenId = fresh.tokenId;
       const key = `${method} ${path}`;
-      const { expected, response, type, text } = await call(method, path, fresh.app);
+      const expected = SAMPLES[key]?.status ?? 200;
+      const response = await call(fresh.app, method, path, addressOf(method, path, fresh.tokenId));
+      const type = (response.headers.get('content-type') ?? '').split(';')[0]!;
+      const text = await textOf(response, type);
       const described = operation.responses[String(response.status)];
       if (response.status !== expected || described === undefined) {
         wrong.push(`${key}: ${response.status} ${text.slice(0, 300)}`);
         continue;
       }
       const content = described.content?.[type];
-      if (type !== '' && content === undefined) wrong.push(`${key}: ${type} is not described`);
-      if (type !== JSON_TYPE || content?.schema === undefined) continue;
-      const answered = misfit(document, content.schema, JSON.parse(text));
+      if (type === '' ? described.content !== undefined : content === undefined) wrong.push(`${key}: ${type} is not what is described`);
+      const name = STREAMS[key];
+      if (type === 'text/event-stream' && name === undefined) wrong.push(`${key}: nothing says what its data is`);
+      const schema = name === undefined ? content?.schema : document.components.schemas[name];
+      if (schema === undefined || (type !== JSON_TYPE && name === undefined)) continue;
+      const answered = misfit(document, schema, JSON.parse(name === undefined ? text : /^data: (.*)$/m.exec(text)![1]!));
       if (answered !== undefined) wrong.push(`${key}: ${answered}`);
-      if (!path.includes('{id}')) continue;
-      const unknown = await fresh.app.request(path.replace('{id}', '%00'), { method });
-      const refused = misfit(document, errorShape, await unknown.json());
-      if (refused !== undefined) wrong.push(`${key}: unknown id gives ${refused}`);
     }
     expect(wrong).toEqual([]);
+  });
+
+  it('names the methods of every path: others are 405', async () => {
+    for (const [path, item] of Object.entries(document.paths)) {
+      for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE']) {
+        if (method.toLowerCase() in item) continue;
+        const answer = await app.request(path.replace(/\{\w+\}/, '1'), { method });
+        expect([path, method, answer.status]).toEqual([path, method, 405]);
+        expect(
+          answer.headers
+            .get('allow')
+            ?.split(', ')
+            .map((one) => one.toLowerCase())
+            .sort(),
+        ).toEqual(Object.keys(item).sort());
+      }
+    }
   });
 
   it('names every route that is served', () => {

@@ -1,27 +1,35 @@
+import { once } from 'node:events';
 import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { readTokenFile, TokenFile } from '../../../admin/auth/token-file.ts';
 import { callAdmin, isUnreachable } from '../../../admin/client.ts';
-import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
+import { PAGE_WATCHERS_MAX } from '../../../admin/limits.ts';
+import { type AdminPatience, type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
 import { fakeApp, memoryTokens } from './fake-app.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'obd-admin-'));
-const { app, audit, tokens } = fakeApp({ tokens: memoryTokens() });
+const { app, audit, tokens, caches } = fakeApp({ tokens: memoryTokens() });
 const servers: AdminServer[] = [];
 afterEach(async () => {
   for (const server of servers.splice(0)) await server.close();
 });
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
 
-async function start(options: { socketPath: string; tcp?: { address: string; tokenFile: string } }): Promise<AdminServer> {
-  const { socketPath, tcp } = options;
+async function start(options: {
+  socketPath: string;
+  tcp?: { address: string; tokenFile: string };
+  patience?: AdminPatience;
+}): Promise<AdminServer> {
+  const { socketPath, tcp, patience } = options;
   const file = tcp === undefined ? undefined : new TokenFile(tcp.tokenFile, silentLogger);
   const callerOf = (text: string) => tokens.callerOf(text) ?? file?.callerOf(text);
   const server = await startAdminServer({
     ...{ app, socketPath },
+    ...(patience === undefined ? {} : { patience }),
     ...(tcp === undefined ? {} : { tcp: { address: tcp.address, callerOf, audit } }),
   });
   servers.push(server);
@@ -34,6 +42,21 @@ function tokenFile(text: string, mode: number): string {
   writeFileSync(file, text);
   chmodSync(file, mode);
   return file;
+}
+
+/** A connection that says just this; whoever reads it wants to be ended by the other side. */
+async function saying(socketPath: string, text: string): Promise<Socket> {
+  const socket = connect(socketPath);
+  await once(socket, 'connect');
+  socket.write(text);
+  return socket;
+}
+
+async function answerTo(socketPath: string, text: string): Promise<string> {
+  const socket = await saying(socketPath, text);
+  const chunks: Buffer[] = [];
+  for await (const chunk of socket) chunks.push(chunk as Buffer);
+  return Buffer.concat(chunks).toString();
 }
 
 const health = (socketPath: string) => callAdmin({ socketPath, method: 'GET', path: '/healthz', timeoutMs: 5000 });
@@ -91,6 +114,51 @@ describe('admin server', () => {
       start({ socketPath, tcp: { address: `127.0.0.1:${first.tcpPort}`, tokenFile: join(directory, 'token') } }),
     ).rejects.toThrow(/cannot listen \(EADDRINUSE\)/);
     expect(isUnreachable(await health(socketPath).catch((error: unknown) => error))).toBe(true);
+  });
+
+  it('ends requests that arrive drop by drop, and answers others meanwhile', async () => {
+    const socketPath = join(directory, 'slow.sock');
+    await start({ socketPath, patience: { requestMs: 500, readerMs: 60_000 } });
+    const head = 'POST /v1/image-caches HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n';
+    const slow = [
+      answerTo(socketPath, 'GET /v1/sta'),
+      answerTo(socketPath, `${head}content-length: 100\r\n\r\n{"imageCacheName":`),
+      answerTo(socketPath, `${head}transfer-encoding: chunked\r\n\r\n5\r\n{"ima\r\n`),
+    ];
+    expect((await health(socketPath)).status).toBe(200);
+    for (const answer of await Promise.all(slow)) expect(answer).toMatch(/^HTTP\/1\.1 408 /);
+    expect(caches.usage().usedImageCacheCount).toBe(0);
+  });
+
+  it('answers a request whose Host is none in the one shape', async () => {
+    const socketPath = join(directory, 'host.sock');
+    await start({ socketPath });
+    const answer = await answerTo(socketPath, 'GET /v1/status HTTP/1.1\r\nhost: a b\r\nconnection: close\r\n\r\n');
+    expect(answer).toMatch(/^HTTP\/1\.1 400 /);
+    expect(JSON.parse(answer.slice(answer.indexOf('{')))).toMatchObject({ code: 'InvalidArgument', requestId: expect.any(String) });
+  });
+
+  it('hangs up on readers of events who take nothing, and gives their places to others', async () => {
+    const socketPath = join(directory, 'stuck.sock');
+    await start({ socketPath, patience: { requestMs: 10_000, readerMs: 500 } });
+    const watch = 'GET /v1/image-caches:watch HTTP/1.1\r\nhost: localhost\r\n\r\n';
+    const stuck = await Promise.all(Array.from({ length: PAGE_WATCHERS_MAX }, () => saying(socketPath, watch)));
+    try {
+      const next = async () => {
+        const socket = await saying(socketPath, watch);
+        const [first] = (await once(socket, 'data')) as [Buffer];
+        socket.destroy();
+        return first.toString().slice(9, 12);
+      };
+      await expect.poll(next, { timeout: 30_000 }).toBe('507');
+      const { imageCacheId } = await caches.create({ imageCacheName: 'large', images: ['a:1'] });
+      // More than sockets and streams hold for a reader.
+      for (let n = 0; n < 20; n += 1) caches.advance(imageCacheId, 'Creating', n, { failure: 'x'.repeat(200_000) });
+      await expect.poll(next, { timeout: 30_000 }).toBe('200');
+    } finally {
+      for (const socket of stuck) socket.destroy();
+      for (const { imageCacheId } of caches.list().caches) await caches.delete(imageCacheId);
+    }
   });
 
   it.each([
