@@ -5,8 +5,10 @@ import { CACHE_STATES } from '../plugin/cache/service.ts';
 import { renderCache, renderCacheEvents, renderCaches, renderChange, renderExplanation, renderUsage } from './cache-render.ts';
 import type { CacheChangeView, CacheView, ExplanationView, UsageView } from './cache-schemas.ts';
 import type { AdminMethod } from './client.ts';
+import { follow, untilInterrupted } from './follow.ts';
 import { CACHE_PAGE_MAX } from './limits.ts';
 import { readSecret } from './read-secret.ts';
+import { printable, printRemoved } from './render.ts';
 
 export interface CacheCommandTools {
   call<T>(method: AdminMethod, path: string, body?: unknown, headers?: Readonly<Record<string, string>>): Promise<T>;
@@ -82,7 +84,11 @@ async function idOf(text: string, { call }: CacheCommandTools): Promise<string> 
   const page = await call<{ imageCaches: CacheView[] }>('GET', `/v1/image-caches?name=${encodeURIComponent(text)}`);
   const [found] = page.imageCaches;
   if (found !== undefined) return found.imageCacheId;
-  throw new AppError('NotFound', { op: 'find', subject: `image cache ${text}`, what: 'there is none of this name or id' });
+  throw new AppError('NotFound', {
+    op: 'find',
+    subject: `image cache ${text}`,
+    what: 'there is none of this name or id; `obdctl cache ls` lists them',
+  });
 }
 
 /** Adds the commands to the program. */
@@ -115,8 +121,9 @@ function addCreate(cache: Command, tools: CacheCommandTools): void {
       const body = { imageCacheName: name, images, ...(flags.flash === true ? { flash: true } : {}), ...(await settingsOf(flags)) };
       if (flags.dryRun === true) return tryCreate(body, tools);
       const made = await tools.call<CacheView>('POST', '/v1/image-caches', body);
-      if (flags.wait === true) await follow(made.imageCacheId, tools, { untilSettled: true });
-      else tools.print(made, () => renderCache(made));
+      if (flags.wait !== true) return tools.print(made, () => renderCache(made));
+      const goesOn = `${name} goes on being made; \`obdctl cache events ${name} -f\` follows it`;
+      await untilInterrupted(goesOn, () => showChanges(made.imageCacheId, tools, { untilSettled: true }));
     },
   );
 }
@@ -167,23 +174,31 @@ function addLooks(cache: Command, tools: CacheCommandTools): void {
     .option('-f, --follow', 'go on with each further one')
     .action(async (text: string, { follow: isFollowing }: { follow?: boolean }) => {
       const id = await idOf(text, tools);
-      if (isFollowing === true) return follow(id, tools, { untilSettled: false });
+      if (isFollowing === true) return showChanges(id, tools, { untilSettled: false });
       const answer = await tools.call<{ events: CacheView['events'] }>('GET', `/v1/image-caches/${id}/events`);
       tools.print(answer, () => renderCacheEvents(answer.events));
     });
 }
 
 /** Shows each event of a cache once, as it comes; until it settles, or for ever. A failed cache makes the command fail. */
-async function follow(id: string, tools: CacheCommandTools, { untilSettled }: { untilSettled: boolean }): Promise<void> {
+async function showChanges(id: string, tools: CacheCommandTools, { untilSettled }: { untilSettled: boolean }): Promise<void> {
   const shown = new Map<string, number>();
-  for await (const data of tools.watch(`/v1/image-caches:watch?id=${encodeURIComponent(id)}`)) {
+  const followed = {
+    check: () => tools.call('GET', `/v1/image-caches/${id}/events`),
+    watch: () => tools.watch(`/v1/image-caches:watch?id=${id}`),
+  };
+  for await (const data of follow(followed)) {
     const { kind, imageCache } = JSON.parse(data) as CacheChangeView;
     const fresh = imageCache.events.filter(({ name, count }) => shown.get(name) !== count);
     for (const { name, count } of fresh) shown.set(name, count);
     if (tools.isJson()) for (const event of fresh) process.stdout.write(`${JSON.stringify(event)}\n`);
     else process.stdout.write(renderChange(imageCache, fresh));
     const hasFailed = imageCache.status === 'Failed' || imageCache.status === 'UpdateFailed';
-    if (kind === 'deleted') return;
+    if (kind === 'deleted') {
+      process.stderr.write(`obdctl: ${printable(imageCache.imageCacheName)} was deleted\n`);
+      if (untilSettled) tools.fail();
+      return;
+    }
     if (!untilSettled || !(hasFailed || imageCache.status === 'Ready')) continue;
     if (hasFailed) tools.fail();
     return;
@@ -212,6 +227,7 @@ function addChanges(cache: Command, tools: CacheCommandTools): void {
     .argument('<cache...>', 'ids or names')
     .action(async (texts: string[]) => {
       for (const text of texts) await tools.call('DELETE', `/v1/image-caches/${await idOf(text, tools)}`);
+      printRemoved(tools.print, texts);
     });
 }
 

@@ -20,7 +20,8 @@ import {
   renderRules,
 } from './convert-render.ts';
 import type { DeliveryView, JobView, LogLineView, NotificationView, RemovedImageView, RuleView } from './convert-schemas.ts';
-import { printable } from './render.ts';
+import { follow, untilInterrupted } from './follow.ts';
+import { printable, printRemoved } from './render.ts';
 
 export interface ConvertCommandTools {
   call<T>(method: AdminMethod, path: string, body?: unknown, timeoutMs?: number): Promise<T>;
@@ -104,31 +105,37 @@ async function runConvert(image: string, flags: ConvertFlags, tools: ConvertComm
   if (isLocal) throw usage('what lies on disk is converted to --output oci-layout:DIRECTORY');
   const job = await tools.call<JobView>('POST', '/v1/convert', { reference: image, ...requestOf(flags) });
   if (flags.detach === true) tools.print(job, () => renderJob(job));
-  else await follow(job, tools);
+  else {
+    const goesOn = `the conversion goes on as job ${job.id}; \`obdctl job show ${job.id}\` shows it, \`obdctl job cancel ${job.id}\` ends it`;
+    await untilInterrupted(goesOn, () => showJob(job, tools));
+  }
 }
 
 /** Shows a job until it has ended; a failed one makes the command fail. */
-async function follow(job: JobView, tools: ConvertCommandTools): Promise<void> {
+async function showJob(job: JobView, tools: ConvertCommandTools): Promise<void> {
   const show = progressLine(tools);
+  const path = `/v1/convert/jobs/${job.id}`;
   let last = job;
-  for await (const data of tools.watch(`/v1/convert/jobs/${job.id}/events`)) {
+  for await (const data of follow({ check: () => tools.call('GET', path), watch: () => tools.watch(`${path}/events`) })) {
     last = JSON.parse(data) as JobView;
     show(renderProgress(last.state, last.progress), last);
+    if (last.state === 'FAILED' || last.state === 'SUCCESS') break;
   }
-  if (isTerminal(tools)) process.stderr.write('\n');
+  if (hasProgressLine(tools)) process.stderr.write('\n');
   if (last.state === 'FAILED') {
     process.stderr.write(`obdctl: ${printable(last.failure?.message ?? 'the conversion failed')}\n`);
     tools.fail();
-  } else if (isTerminal(tools)) {
+  } else if (!tools.isJson()) {
     process.stdout.write(`${last.repository}:${last.targetTag}@${last.targetDigest ?? ''}\n`);
   }
 }
 
-const isTerminal = (tools: ConvertCommandTools): boolean => process.stderr.isTTY === true && !tools.isJson();
+const hasProgressLine = (tools: ConvertCommandTools): boolean => process.stderr.isTTY === true && !tools.isJson();
 
-/** On a terminal the line is written over the one before; elsewhere the object is a line of JSON. */
+/** For programs the object is a line of JSON; on a terminal the line is written over the one before. */
 function progressLine(tools: ConvertCommandTools): (text: string, json: object) => void {
-  if (!isTerminal(tools)) return (_, json) => void process.stdout.write(`${JSON.stringify(json)}\n`);
+  if (tools.isJson()) return (_, json) => void process.stdout.write(`${JSON.stringify(json)}\n`);
+  if (!hasProgressLine(tools)) return () => {};
   return (text) => void process.stderr.write(`\r\x1b[K${text.slice(0, (process.stderr.columns ?? 100) - 1)}`);
 }
 
@@ -168,10 +175,10 @@ async function convertHere(image: string, flags: ConvertFlags, tools: ConvertCom
         show(renderProgress('BUILDING', { ...progress }), { state: 'BUILDING', progress });
       },
     });
-    if (isTerminal(tools)) process.stderr.write('\n');
+    if (hasProgressLine(tools)) process.stderr.write('\n');
     for (const warning of result.warnings) process.stderr.write(`obdctl: ${printable(warning)}\n`);
     process.stdout.write(
-      isTerminal(tools) ? `${printable(result.name)} ${result.digest}\n` : `${JSON.stringify({ state: 'SUCCESS', ...result })}\n`,
+      tools.isJson() ? `${JSON.stringify({ state: 'SUCCESS', ...result })}\n` : `${printable(result.name)} ${result.digest}\n`,
     );
   } finally {
     for (const signal of ['SIGINT', 'SIGTERM']) process.off(signal, onSignal);
@@ -253,6 +260,7 @@ function addRuleCommands(program: Command, { call, print }: ConvertCommandTools)
     .argument('<id>')
     .action(async (id: string) => {
       await call('DELETE', `/v1/convert/rules/${idOf(id)}`);
+      printRemoved(print, [id]);
     });
 }
 
@@ -286,6 +294,7 @@ function addNotifyCommands(program: Command, { call, print }: ConvertCommandTool
     .argument('<id>')
     .action(async (id: string) => {
       await call('DELETE', `/v1/convert/notifications/${idOf(id)}`);
+      printRemoved(print, [id]);
     });
   notify
     .command('history')

@@ -4,10 +4,12 @@
  * Exit codes: 0 done; 1 the service refused; 2 wrong usage; 3 the service cannot be reached; 4 `status` found it degraded.
  */
 import fs from 'node:fs';
-import { Argument, Command, CommanderError, Option } from 'commander';
+import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../plugin/base/config/config.ts';
+import { parseSize } from '../plugin/base/config/option.ts';
 import { AppError, describeError, errnoOf } from '../plugin/base/errors.ts';
 import { addAccessCommands } from './access-commands.ts';
+import type { AuditEntryView } from './audit-routes.ts';
 import { addCacheCommands } from './cache-commands.ts';
 import { type AdminMethod, callAdmin, isUnreachable, watchAdmin } from './client.ts';
 import { completionScript, SHELLS, type Shell } from './completion.ts';
@@ -15,6 +17,7 @@ import { addConvertCommands } from './convert-commands.ts';
 import { ANSWER_DEADLINE_MS, MATERIALIZE_DEADLINE_MS, PAGE_ROWS_MAX } from './limits.ts';
 import { addPodCommands } from './pod-commands.ts';
 import {
+  renderAudit,
   renderBlobs,
   renderDevices,
   renderEvents,
@@ -39,6 +42,23 @@ import type {
 
 const EXIT = { done: 0, refused: 1, usage: 2, unreachable: 3, degraded: 4 } as const;
 
+/** `20GiB`, `1073741824`: bytes. */
+function sizeOf(text: string): number {
+  const bytes = /^\d{1,15}$/.test(text) ? Number(text) : parseSize(text);
+  if (bytes !== undefined && bytes > 0) return bytes;
+  throw new InvalidArgumentError('It is no size: bytes, or text such as 20GiB.');
+}
+
+const AGO_MS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
+
+/** A time, or a time ago, as the API takes it. */
+function timeOf(text: string): string {
+  const [, count, unit] = /^(\d{1,6})([smhd])$/.exec(text) ?? [];
+  const atMs = count === undefined ? Date.parse(text) : Date.now() - Number(count) * AGO_MS[unit as keyof typeof AGO_MS];
+  if (!Number.isNaN(atMs)) return new Date(atMs).toISOString();
+  throw new InvalidArgumentError('It is no time: ISO 8601 such as 2026-01-31T12:00:00Z, or so long ago such as 30m, 12h, 7d.');
+}
+
 /** Pages read by one command: 2000 rows each, so half a million snapshots; a service that never ends its list is broken. */
 const MAX_PAGES = 256;
 
@@ -53,9 +73,14 @@ const program = new Command('obdctl')
   .description('Looks into and steers overlaybd-sidecar on this node')
   .option('--socket <path>', 'admin socket (default: admin.socket of the configuration)')
   .option('--config <file>', `configuration file that names the socket (default: ${DEFAULT_CONFIG_PATH})`)
-  .addOption(new Option('-o, --format <format>', 'how answers are printed').choices(['table', 'json']).default('table'))
+  .addOption(
+    new Option('-o, --format <format>', 'how answers are printed (default: table on a terminal, json otherwise)').choices([
+      'table',
+      'json',
+    ]),
+  )
   .option('--json', 'the same as -o json')
-  .helpCommand(false)
+  .helpCommand('help [command]', 'help for a command')
   .showHelpAfterError('(obdctl --help lists the commands)')
   .addHelpText('after', '\nExit codes: 0 done, 1 refused, 2 wrong usage, 3 service not reachable, 4 degraded (status)')
   .exitOverride();
@@ -75,10 +100,18 @@ async function callFor<T>(timeoutMs: number, method: AdminMethod, path: string, 
 const call = <T>(method: AdminMethod, path: string, body?: unknown, headers?: Readonly<Record<string, string>>): Promise<T> =>
   callFor(ANSWER_DEADLINE_MS + 1000, method, path, body, headers);
 
-const isJson = (): boolean => globals().json === true || globals().format === 'json';
+const isJsonWanted = (): boolean => globals().json === true || globals().format === 'json';
+
+/** People get tables; what reads a pipe or a file gets JSON unless it asks for tables. */
+const isJson = (): boolean => isJsonWanted() || (globals().format === undefined && !process.stdout.isTTY);
 
 function print(answer: unknown, text: () => string): void {
   process.stdout.write(isJson() ? `${JSON.stringify(answer, null, 2)}\n` : text());
+}
+
+/** An answer that is one word, to be used as `$(obdctl …)`: JSON only for those who ask for it. */
+function printWord(answer: unknown, word: string): void {
+  process.stdout.write(isJsonWanted() ? `${JSON.stringify(answer, null, 2)}\n` : `${word}\n`);
 }
 
 program
@@ -134,9 +167,9 @@ store
 store
   .command('evict')
   .description('removes what nothing uses, least recently used first, until so many bytes are free')
-  .argument('<bytes>')
-  .action(async (bytes: string) => {
-    const gone = await call<Eviction>('POST', '/v1/store:evict', { bytes: Number(bytes) });
+  .argument('<size>', 'bytes, or text such as 20GiB', sizeOf)
+  .action(async (bytes: number) => {
+    const gone = await call<Eviction>('POST', '/v1/store:evict', { bytes });
     print(gone, () => renderEviction(gone));
   });
 
@@ -151,11 +184,21 @@ program
 program
   .command('events')
   .description('what happened lately')
-  .option('--since <time>', 'only events at or after this time (ISO 8601, UTC)')
+  .option('--since <time>', 'only events at or after this time (ISO 8601), or so long ago (30m, 12h, 7d)', timeOf)
   .action(async ({ since }: { since?: string }) => {
     const query = new URLSearchParams({ limit: String(PAGE_ROWS_MAX), ...(since === undefined ? {} : { since }) });
     const answer = await call<{ events: EventRow[] }>('GET', `/v1/events?${query}`);
     print(answer, () => renderEvents(answer.events));
+  });
+
+program
+  .command('audit')
+  .description('who changed what over the admin API and who was refused, newest first')
+  .addOption(new Option('--kind <kind>', 'only these').choices(['change', 'refusal']))
+  .action(async ({ kind }: { kind?: string }) => {
+    const query = new URLSearchParams({ limit: String(PAGE_ROWS_MAX), ...(kind === undefined ? {} : { kind }) });
+    const answer = await call<{ entries: AuditEntryView[]; next: number | null }>('GET', `/v1/audit?${query}`);
+    print(answer, () => renderAudit(answer.entries));
   });
 
 program
@@ -170,6 +213,7 @@ program
 const tools = {
   call,
   print,
+  printWord,
   watch: (path: string) => watchAdmin(socketPathOf(globals()), path),
   config: () => loadConfig(globals().config),
   isJson,

@@ -144,7 +144,9 @@ describe('install.sh', () => {
     fs.rmSync(join(app, 'probe.mjs'));
     expect(probe).toMatchObject({ code: 0, stdout: `${join(app, 'bin/node')}\n` });
     expect(fs.existsSync(join(app, 'node_modules/vitest'))).toBe(false);
-    expect(run(join(app, 'bin/obdctl'), ['check-config', at('etc/overlaybd-sidecar/config.toml')]).stdout).toContain(': valid');
+    expect(run(join(app, 'bin/obdctl'), ['-o', 'table', 'check-config', at('etc/overlaybd-sidecar/config.toml')]).stdout).toContain(
+      ': valid',
+    );
 
     const installed = tree(root);
     const second = install();
@@ -178,6 +180,10 @@ describe('install.sh', () => {
       // The first is neither current nor the one before.
       expect(versions().sort()).toEqual([...names].sort());
       expect(before.length).toBeGreaterThan(100);
+      // Run again it keeps the one before, to go back to, and clears away what a run that was killed left.
+      fs.mkdirSync(at('opt/overlaybd-sidecar/.new.abcdef'));
+      expect(install().stdout).toContain('which was never finished');
+      expect(versions().sort()).toEqual([...names].sort());
     } finally {
       fs.writeFileSync(marker, original);
     }
@@ -203,6 +209,11 @@ describe('install.sh', () => {
       const refused = install('--uninstall');
       expect(refused.code).toBe(1);
       expect(refused.stderr).toContain('processes still run from');
+      const prefix = at('opt/overlaybd-sidecar');
+      // The process that holds the lock becomes the installation's child, which finds it taken.
+      const second = run('flock', [prefix, join(release, 'install.sh'), '--root', root]);
+      expect(second.code).toBe(1);
+      expect(second.stderr).toContain(`another install.sh works on ${prefix}`);
     } finally {
       fs.writeFileSync(marker, original);
       const ended = new Promise((resolve) => keeper.once('exit', resolve));
@@ -242,6 +253,60 @@ describe('install.sh', () => {
     expect(result.code).toBe(1);
     expect(result.stderr).toMatch(message);
     expect(read(file)).toBe(text);
+  });
+
+  it('refuses a configuration that is a link out of the root, and leaves what it leads to', () => {
+    const outside = join(scratch, 'outside.toml');
+    fs.writeFileSync(outside, CONTAINERD);
+    fs.rmSync(at('etc/containerd/config.toml'));
+    fs.symlinkSync(outside, at('etc/containerd/config.toml'));
+    const result = install();
+    expect(result.code).toBe(1);
+    expect(result.stderr).toContain(`leads out of ${root}, to ${outside}`);
+    expect(fs.readFileSync(outside, 'utf8')).toBe(CONTAINERD);
+    expect(fs.existsSync(at('opt'))).toBe(false);
+  });
+
+  it('tells systemd what an earlier run, interrupted, did not: to read the unit again, and to take over the new version', () => {
+    const fake = join(root, 'systemctl');
+    fs.writeFileSync(
+      fake,
+      `#!/bin/sh
+echo "systemctl $*" >>/run/calls
+case $1 in
+  --version) echo 'systemd 252 (252.1)' ;;
+  is-active) test -e /run/active ;;
+  start) touch /run/active ;;
+  show) cat /run/needs-reload ;;
+  daemon-reload) echo no >/run/needs-reload ;;
+esac
+`,
+      { mode: 0o755 },
+    );
+    // Everything that is written lies in memory of this mount namespace; the machine itself keeps its systemd, or none.
+    const script = `
+for place in /run /etc/systemd/system /etc/tmpfiles.d /usr/local/bin; do mount -t tmpfs none $place; done
+mkdir -p /run/systemd/system
+echo no >/run/needs-reload
+install() { : >/run/calls; "${join(release, 'install.sh')}" --prefix /run/app --config /run/obd.toml --no-containerd; grep -e reload -e ' start' /run/calls || true; }
+install; echo ==
+echo yes >/run/needs-reload
+install; echo ==
+/run/app/current/bin/node -e 'setTimeout(() => {}, 600_000)' &
+until readlink /proc/$!/exe | grep -q /run/app; do :; done
+install; kill $!`;
+    const result = spawnSync('unshare', ['--mount', '--propagation', 'private', 'sh', '-euc', script], {
+      encoding: 'utf8',
+      timeout: 120_000,
+      env: { ...process.env, PATH: `${root}:${process.env.PATH}` },
+    });
+    expect(result).toMatchObject({ status: 0, stderr: '' });
+    const [first, interrupted, whole] = result.stdout.split('==\n');
+    expect(first).toContain('systemctl start overlaybd-sidecar\n');
+    expect(interrupted).toContain('systemctl daemon-reload\n');
+    expect(interrupted).toContain('systemctl reload overlaybd-sidecar\n');
+    expect(whole).toContain('nothing to change\n');
+    expect(whole).not.toContain('systemctl reload');
   });
 
   it.each([

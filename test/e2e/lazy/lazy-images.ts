@@ -50,9 +50,9 @@ export async function lazyBusybox(
   return convertedImage(scratch, [await busyboxLayer(), ...above], config);
 }
 
-/** `obdctl` against the host's own admin socket, as a person calls it. Exit codes other than 0 are not failures of the call. */
+/** `obdctl` against the host's own admin socket, with the tables that a person sees. Exit codes other than 0 are not failures of the call. */
 export async function obdctl(host: LazyHost, ...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
-  return run(process.execPath, [OBDCTL, '--socket', host.sidecar.adminSocket, ...args], { okCodes: [0, 1, 2, 3, 4] });
+  return run(process.execPath, [OBDCTL, '--socket', host.sidecar.adminSocket, '-o', 'table', ...args], { okCodes: [0, 1, 2, 3, 4] });
 }
 
 /** Runs a command in a new container and returns what it prints. */

@@ -40,8 +40,9 @@ function run(command: string, args: readonly string[], input = ''): Promise<Run>
     child.stdin?.end(input);
   });
 }
+/** With the tables that a terminal shows. */
 const obdctl = (args: readonly string[], input?: string): Promise<Run> =>
-  run(process.execPath, [program, '--socket', socket, ...args], input);
+  run(process.execPath, [program, '--socket', socket, '-o', 'table', ...args], input);
 
 describe('caches', () => {
   it('are made with their settings and a password from standard input, listed, shown, changed by name, matched and removed', async () => {
@@ -81,7 +82,7 @@ describe('caches', () => {
 
   it('are followed: each event once, until the cache is Ready or has failed', async () => {
     const { imageCacheId: id } = await caches.create({ imageCacheName: 'slow', images: [IMAGE] });
-    const child = spawn(process.execPath, [program, '--socket', socket, 'cache', 'events', 'slow', '-f'], {
+    const child = spawn(process.execPath, [program, '--socket', socket, '-o', 'table', 'cache', 'events', 'slow', '-f'], {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     try {
@@ -147,5 +148,6 @@ describe('the rest', () => {
     expect(await complete('tok')).toEqual(['token']);
     expect(await complete('cache create web --fl')).toEqual(['--flash']);
     expect(await complete('-o ')).toEqual(['table', 'json']);
+    expect(await complete('audit --kind re')).toEqual(['refusal']);
   });
 });

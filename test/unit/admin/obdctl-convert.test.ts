@@ -39,6 +39,9 @@ afterAll(async () => {
   await scratch[Symbol.asyncDispose]();
 });
 
+/** With the tables that a terminal shows. */
+const tables = (...args: string[]) => obdctl('-o', 'table', ...args);
+
 function obdctl(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   return new Promise((resolve) => {
     execFile(process.execPath, [program, '--socket', socket, ...args], { timeout: 30_000 }, (error, stdout, stderr) => {
@@ -59,25 +62,26 @@ test('convert tells each change as a line of JSON where there is no terminal, an
   const failed = await obdctl('convert', 'registry.example/team/app:1');
   isFailing = false;
   expect(failed).toMatchObject({ code: 1, stderr: 'obdctl: layer 2 is cut\\x1b[2J\n' });
-  expect((await obdctl('convert', 'registry.example/team/app:1', '--detach')).stdout).toMatch(/^JOB 7\nstate +BUILDING/);
+  expect((await tables('convert', 'registry.example/team/app:1', '--detach')).stdout).toMatch(/^JOB 7\nstate +BUILDING/);
+  expect((await tables('convert', 'registry.example/team/app:1')).stdout).toMatch(/^registry\.example\/team\/app:\S+@sha256:\S+\n$/);
   expect((await obdctl('convert', 'x:1', '--mode', 'best')).code).toBe(2);
   expect((await obdctl('convert', 'oci-layout:/x')).stderr).toMatch(/--output oci-layout:DIRECTORY/);
 });
 
 test('jobs, rules and notifications as tables', async () => {
-  expect((await obdctl('job', 'list')).stdout).toMatch(/^JOB +STATE[\s\S]*7 +BUILDING +45 %/);
-  expect((await obdctl('job', 'show', '7')).stdout).toContain('1 of 4 done');
-  expect((await obdctl('job', 'log', '7')).stdout).toContain('asked for by hand');
-  expect((await obdctl('job', 'cancel', '7')).stdout).toContain('FAILED (Canceled)');
-  expect(await obdctl('job', 'show', '8')).toMatchObject({ code: 1, stderr: 'obdctl: find job 8: there is no such conversion\n' });
-  expect((await obdctl('rule', 'add', 'registry.example/team/app', '--expression', '^v')).stdout).toMatch(
+  expect((await tables('job', 'list')).stdout).toMatch(/^JOB +STATE[\s\S]*7 +BUILDING +45 %/);
+  expect((await tables('job', 'show', '7')).stdout).toContain('1 of 4 done');
+  expect((await tables('job', 'log', '7')).stdout).toContain('asked for by hand');
+  expect((await tables('job', 'cancel', '7')).stdout).toContain('FAILED (Canceled)');
+  expect(await tables('job', 'show', '8')).toMatchObject({ code: 1, stderr: 'obdctl: find job 8: there is no such conversion\n' });
+  expect((await tables('rule', 'add', 'registry.example/team/app', '--expression', '^v')).stdout).toMatch(
     /registry.example\/team\/app +\/\^v\//,
   );
-  expect((await obdctl('rule', 'remove', '1')).code).toBe(0);
-  expect((await obdctl('notify', 'add', 'ci', 'https://ci.example/x', '--secret-file', '/k')).stdout).toMatch(
+  expect((await tables('rule', 'remove', '1')).code).toBe(0);
+  expect((await tables('notify', 'add', 'ci', 'https://ci.example/x', '--secret-file', '/k')).stdout).toMatch(
     /ci +https:\/\/ci.example\/x +\/_accelerated\$\/ +all +yes/,
   );
-  expect((await obdctl('notify', 'history')).stdout).toMatch(/^DELIVERY/);
+  expect((await tables('notify', 'history')).stdout).toMatch(/^DELIVERY/);
 });
 
 /** The manifest under a name in a layout, with its blobs checked. */
@@ -173,7 +177,7 @@ test('what a killed conversion left in a layout is removed by the next one', asy
 });
 
 test('image rm tells what is gone', async () => {
-  const gone = await obdctl('image', 'rm', 'registry.example/team/app:1');
+  const gone = await tables('image', 'rm', 'registry.example/team/app:1');
   const digest = `sha256:${'2'.repeat(64)}`;
   const stdout = `deleted registry.example/team/app:1\ndeleted registry.example/team/app@${digest}\n`;
   expect(gone).toEqual({ code: 0, stderr: '', stdout });

@@ -28,7 +28,10 @@ afterAll(async () => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-function obdctl(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+/** As it is where people look: with tables, which a test is not given otherwise. */
+const obdctl = (...args: string[]) => piped('-o', 'table', ...args);
+
+function piped(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   return new Promise((resolve) => {
     execFile(process.execPath, [program, ...args], { timeout: 30_000 }, (error, stdout, stderr) => {
       resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : -1, stdout, stderr });
@@ -52,9 +55,43 @@ describe('obdctl', () => {
     expect(done.stdout).toContain('2 layers, 2.0 KiB complete (1.0 KiB fetched, 1.0 KiB were local)');
   });
 
-  it('prints JSON for programs', async () => {
-    const { stdout } = await obdctl('--socket', socket, '--json', 'snapshots', '--broken');
+  it('prints JSON for programs: into a pipe, or when asked', async () => {
+    const { stdout } = await piped('--socket', socket, 'snapshots', '--broken');
     expect(JSON.parse(stdout)).toMatchObject({ snapshots: [{ key: 'default/c' }] });
+    expect(JSON.parse((await obdctl('--socket', socket, '--json', 'store')).stdout)).toMatchObject({ blobCount: 3 });
+  });
+
+  it('prints tables on a terminal, and JSON there when asked', async () => {
+    // script(1) gives the command a terminal and passes on what it writes.
+    const onTerminal = (...args: string[]): Promise<string> => {
+      const command = [process.execPath, program, '--socket', socket, ...args].map((word) => `'${word}'`).join(' ');
+      return new Promise((resolve, reject) => {
+        const child = execFile('script', ['-qec', command, '/dev/null'], { timeout: 30_000 }, (error, stdout) =>
+          error === null ? resolve(stdout) : reject(error),
+        );
+        child.stdin?.end();
+      });
+    };
+    expect(await onTerminal('store')).toMatch(/^STORE\s+used +500 B of 1000 B/);
+    expect(JSON.parse(await onTerminal('store', '-o', 'json'))).toMatchObject({ blobCount: 3 });
+  });
+
+  it('takes sizes and times as people say them', async () => {
+    expect((await obdctl('--socket', socket, 'store', 'evict', '1GiB')).stdout).toBe('1 blobs with 300 B removed; 200 B in use\n');
+    expect(await obdctl('--socket', socket, 'store', 'evict', 'much')).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining('such as 20GiB'),
+    });
+    expect((await obdctl('--socket', socket, 'events', '--since', '12h')).code).toBe(0);
+    expect((await obdctl('--socket', socket, 'events', '--since', '2999-01-31')).stdout).toMatch(/^TIME[^\n]*\n\(none\)\n$/);
+    expect((await obdctl('--socket', socket, 'events', '--since', 'yesterday')).code).toBe(2);
+  });
+
+  it('shows who changed what', async () => {
+    const wrong = await obdctl('--socket', socket, 'materialize', 'nothing');
+    expect(wrong.code).toBe(1);
+    expect((await obdctl('--socket', socket, 'audit')).stdout).toMatch(/change +socket +POST +\/v1\/materialize +404 +[0-9a-f-]{36}/);
+    expect((await obdctl('--socket', socket, 'audit', '--kind', 'refusal')).stdout).toContain('(none)');
   });
 
   it('says by its exit code what happened', async () => {
