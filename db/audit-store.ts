@@ -37,12 +37,6 @@ export class AuditStore {
   list({ limit, before, kind }: { limit: number; before?: number; kind?: AuditRow['kind'] }): AuditRow[] {
     const below = before === undefined ? undefined : lt(audit.id, before);
     const ofKind = kind === undefined ? undefined : eq(audit.kind, kind);
-    return this.database.orm
-      .select()
-      .from(audit)
-      .where(and(below, ofKind))
-      .orderBy(desc(audit.id))
-      .limit(limit)
-      .all();
+    return this.database.orm.select().from(audit).where(and(below, ofKind)).orderBy(desc(audit.id)).limit(limit).all();
   }
 }
