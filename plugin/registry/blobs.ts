@@ -6,7 +6,14 @@ import { MAX_MANIFEST_BYTES } from '../base/limits.ts';
 import { type BodySink, CollectSink, DiscardSink, StreamSink } from './body.ts';
 import type { Endpoint } from './hosts.ts';
 import { headerOf, peerError } from './http-errors.ts';
-import { FIRST_BACKOFF_MS, MAX_BACKOFF_MS, MAX_STREAM_BREAKS } from './limits.ts';
+import {
+  FIRST_BACKOFF_MS,
+  MAX_BACKOFF_MS,
+  MAX_SMALL_BLOB_BYTES,
+  MAX_STREAM_BREAKS,
+  REQUEST_TIMEOUT_MS,
+  SLOWEST_BYTES_PER_MS,
+} from './limits.ts';
 import type { CallOptions } from './manifests.ts';
 import type { Mirrors } from './mirrors.ts';
 import { formatRepository, type Repository } from './reference.ts';
@@ -70,9 +77,12 @@ export class BlobReader {
     if (digest !== blob.digest) throw this.mismatch(repository, blob, `content with the digest ${digest}`);
   }
 
-  /** A small blob (a config, a list of chunk digests) in one piece, at most `maxBytes` (default and limit 8 MiB), checked. */
+  /**
+   * A small blob in one piece, checked: a config (at most 8 MiB, the default of `maxBytes`), or what the caller has room for (an index: at
+   * most 64 MiB). Errors: InvalidArgument for a larger one, DataLoss for other content, and those of any request.
+   */
   async get(repository: Repository, blob: BlobIdentity, options: CallOptions & { maxBytes?: number } = {}): Promise<Uint8Array> {
-    const maxBytes = Math.min(options.maxBytes ?? MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES);
+    const maxBytes = Math.min(options.maxBytes ?? MAX_MANIFEST_BYTES, MAX_SMALL_BLOB_BYTES);
     if (blob.sizeBytes > maxBytes) {
       throw new AppError('InvalidArgument', {
         op: 'fetch blob',
@@ -80,8 +90,9 @@ export class BlobReader {
         what: `${blob.sizeBytes} bytes, more than ${maxBytes}`,
       });
     }
+    const timeoutMs = options.timeoutMs ?? REQUEST_TIMEOUT_MS + blob.sizeBytes / SLOWEST_BYTES_PER_MS;
     return withRetries(this.session.clock, options.signal, () => {
-      const deadline = this.session.deadline(options.signal, options.timeoutMs);
+      const deadline = this.session.deadline(options.signal, timeoutMs);
       return this.mirrors.first({ op: 'fetch blob', subject: blob.digest, repository, capability: 'pull', deadline }, (endpoint, share) =>
         this.getFrom(endpoint, repository, blob, share),
       );
@@ -98,10 +109,9 @@ export class BlobReader {
           async (endpoint, share) => {
             const call = this.callFor('look up blob', 'HEAD', repository, digest, share);
             const { head } = await this.session.follow(endpoint, call, () => new DiscardSink());
+            if (head.status === 405 || head.status === 501) return this.sizeByRange(endpoint, repository, digest, share);
             if (head.status !== 200) throw this.session.statusError(endpoint, call, head);
-            const length = headerOf(head.headers, 'content-length') ?? '';
-            if (!/^\d{1,16}$/.test(length)) throw peerError('DataLoss', this.session.purposeOf(endpoint, call), 'tells no size');
-            return Number(length);
+            return this.sizeIn(headerOf(head.headers, 'content-length'), endpoint, call);
           },
         );
       });
@@ -109,6 +119,20 @@ export class BlobReader {
       if (isAppError(error, 'NotFound')) return undefined;
       throw error;
     }
+  }
+
+  /** The size from a registry that does not know HEAD: it stands behind the first byte, or before the whole blob, which is cut off. */
+  private async sizeByRange(endpoint: Endpoint, repository: Repository, digest: Digest, deadline: Deadline): Promise<number> {
+    const call = this.callFor('look up blob', 'GET', repository, digest, deadline, { range: 'bytes=0-0' });
+    const { head } = await this.session.follow(endpoint, call, () => new DiscardSink());
+    if (head.status === 200) return this.sizeIn(headerOf(head.headers, 'content-length'), endpoint, call);
+    if (head.status !== 206) throw this.session.statusError(endpoint, call, head);
+    return this.sizeIn(headerOf(head.headers, 'content-range')?.replace(/^bytes 0-0\//, ''), endpoint, call);
+  }
+
+  private sizeIn(text: string | undefined, endpoint: Endpoint, call: RegistryCall): number {
+    if (text !== undefined && /^\d{1,16}$/.test(text)) return Number(text);
+    throw peerError('DataLoss', this.session.purposeOf(endpoint, call), 'tells no size');
   }
 
   private async getFrom(endpoint: Endpoint, repository: Repository, blob: BlobIdentity, deadline: Deadline): Promise<Uint8Array> {

@@ -31,6 +31,9 @@ export const SLOWEST_BYTES_PER_MS = 32;
 /** One small request (token, manifest, list page, upload step) with its redirects. */
 export const REQUEST_TIMEOUT_MS = 30_000;
 
+/** A blob that is held in memory as a whole: the index of a layer of some GB. A caller that wants more than a document says so. */
+export const MAX_SMALL_BLOB_BYTES = 64 * MIB;
+
 /** The largest range of one call; callers ask for about 1 MiB. */
 export const MAX_RANGE_BYTES = 64 * MIB;
 
@@ -135,6 +138,9 @@ export const MAX_PAGES = 100;
 export const MAX_TAGS = 100_000;
 export const MAX_REFERRERS = 20_000;
 export const MAX_PAGE_BYTES = 8 * MIB;
+
+/** Entries of a referrers tag that are looked at one after the other when the registry misses one: seconds, and far above real lists. */
+export const MAX_REFERRERS_CHECKED = 256;
 
 /** Breaks without progress after which a streamed blob or an upload gives up. */
 export const MAX_STREAM_BREAKS = 5;

@@ -12,7 +12,7 @@ import type { Access } from './auth.ts';
 import { HeadSink } from './body.ts';
 import type { Endpoint, HostResolver } from './hosts.ts';
 import { headerOf, peerError } from './http-errors.ts';
-import { MAX_ATTEMPTS } from './limits.ts';
+import { MAX_ATTEMPTS, MAX_REFERRERS_CHECKED } from './limits.ts';
 import { referrersTag } from './lists.ts';
 import { type CallOptions, checkObject, type ManifestReader } from './manifests.ts';
 import { formatRepository, type Repository } from './reference.ts';
@@ -156,8 +156,7 @@ export class ManifestWriter {
       const manifests = change(index.manifests);
       if (manifests === undefined) return;
       if (attempt === MAX_ATTEMPTS) break;
-      const bytes = encodeManifest({ ...index, manifests });
-      await this.put(endpoint, repository, tag, bytes, MEDIA_TYPE.ociIndex, sha256(bytes), options);
+      await this.putReferrers(endpoint, repository, tag, { ...index, manifests }, options);
     }
     throw new AppError('Conflict', {
       op: 'change referrers',
@@ -165,6 +164,48 @@ export class ManifestWriter {
       what: `other writers replaced the list ${MAX_ATTEMPTS} times`,
       retryAfterMs: 1000,
     });
+  }
+
+  private async putReferrers(endpoint: Endpoint, repository: Repository, tag: string, index: Index, options: CallOptions): Promise<void> {
+    const put = async (list: Index): Promise<void> => {
+      const bytes = encodeManifest(list);
+      await this.put(endpoint, repository, tag, bytes, MEDIA_TYPE.ociIndex, sha256(bytes), options);
+    };
+    try {
+      await put(index);
+    } catch (error) {
+      // Some registries take no index that names a manifest they do not have, and an artifact may have been deleted without us.
+      if (!isAppError(error) || error.details.registryCode !== 'MANIFEST_BLOB_UNKNOWN') throw error;
+      const there = await this.present(endpoint, repository, index.manifests, options);
+      if (there.length === index.manifests.length) throw error;
+      await put({ ...index, manifests: there });
+    }
+  }
+
+  /** Those that the registry has; more than can be asked for count as there. */
+  private async present(
+    endpoint: Endpoint,
+    repository: Repository,
+    descriptors: readonly Descriptor[],
+    options: CallOptions,
+  ): Promise<Descriptor[]> {
+    const found: Descriptor[] = [];
+    for (const [i, descriptor] of descriptors.entries()) {
+      if (i >= MAX_REFERRERS_CHECKED || (await this.isThere(endpoint, repository, descriptor.digest, options))) found.push(descriptor);
+    }
+    return found;
+  }
+
+  private async isThere(endpoint: Endpoint, repository: Repository, digest: Digest, options: CallOptions): Promise<boolean> {
+    try {
+      await withRetries(this.session.clock, options.signal, () =>
+        this.manifests.getFrom(endpoint, repository, digest, this.session.deadline(options.signal, options.timeoutMs)),
+      );
+      return true;
+    } catch (error) {
+      if (isAppError(error, 'NotFound')) return false;
+      throw error;
+    }
   }
 
   private async readReferrers(endpoint: Endpoint, repository: Repository, tag: string, options: CallOptions): Promise<Index> {

@@ -134,6 +134,14 @@ test('an artifact with a subject is listed through the referrers tag', async () 
   expect([turbo?.artifactType, rest.length]).toEqual([ARTIFACT_TYPE.turbo, 0]);
   const fetched = await client.getManifest(repository(), turbo!.digest);
   expect(parseManifest(fetched.bytes, fetched.descriptor.mediaType, 'artifact').subject?.digest).toBe(digest);
+
+  // Deleted without a word to the list, which this registry then takes no longer as it is.
+  await client.deleteManifest(repository(), turbo!.digest);
+  const annotations = { made: 'later' };
+  const later = encodeManifest({ kind: 'manifest', mediaType: MEDIA_TYPE.ociManifest, config, layers: [config], subject, annotations });
+  await client.putManifest(repository(), sha256(later), later, MEDIA_TYPE.ociManifest);
+  const listed = await client.listReferrers(repository(), digest);
+  expect(listed.map((entry) => entry.annotations?.made ?? entry.artifactType)).toEqual([ARTIFACT_TYPE.native, 'later']);
 });
 
 test('wrong passwords are Unauthenticated', async () => {

@@ -186,6 +186,18 @@ describe('whole blobs', () => {
     expect(registry.log.length).toBe(before);
   });
 
+  test('a caller with room for it gets a blob larger than a document, such as the index of a large layer, up to 64 MiB', async () => {
+    const { registry, client, repository } = await start();
+    const index = randomBlob(9 * 1024 * 1024);
+    const digest = registry.addBlob(index);
+    const room = { maxBytes: 64 * 1024 * 1024 };
+    expect(Buffer.from(await client.getSmallBlob(repository, { digest, sizeBytes: index.length }, room)).equals(index)).toBe(true);
+    const before = registry.log.length;
+    const larger = { digest, sizeBytes: room.maxBytes + 1 };
+    expect((await failureOf(client.getSmallBlob(repository, larger, { maxBytes: Number.MAX_SAFE_INTEGER }))).code).toBe('InvalidArgument');
+    expect(registry.log.length).toBe(before);
+  });
+
   test('stat gives the size, or undefined', async () => {
     const { registry, client, repository } = await start();
     expect(await client.statBlob(repository, registry.addBlob(blob))).toBe(blob.length);
@@ -218,6 +230,28 @@ describe('referrers', () => {
       const { client, repository } = await start({ referrersApi });
       expect(await client.listReferrers(repository, subject.digest)).toEqual([]);
     }
+  });
+
+  test('the fallback tag loses entries that were deleted without it when the registry takes it no longer', async () => {
+    const { registry, client, repository } = await start({ referrersApi: false });
+    const push = (bytes: Uint8Array) => client.putManifest(repository, sha256(bytes), bytes, MEDIA_TYPE.ociManifest);
+    const [gone, kept, later] = ['gone', 'kept', 'later'].map((name) => manifest(name, { subject })) as [
+      Uint8Array,
+      Uint8Array,
+      Uint8Array,
+    ];
+    await push(gone);
+    await push(kept);
+    await client.deleteManifest(repository, sha256(gone));
+    const body = JSON.stringify({ errors: [{ code: 'MANIFEST_BLOB_UNKNOWN' }] });
+    registry.inject({ method: 'PUT', path: /manifests\/sha256-/, effect: { kind: 'status', status: 400, body } });
+    await push(later);
+    const listed = async () => (await client.listReferrers(repository, subject.digest)).map((entry) => entry.digest);
+    expect(await listed()).toEqual([sha256(kept), sha256(later)]);
+    // All are there: then something else is wrong.
+    registry.inject({ method: 'PUT', path: /manifests\/sha256-/, effect: { kind: 'status', status: 400, body } });
+    expect((await failureOf(push(manifest('more', { subject })))).details.registryCode).toBe('MANIFEST_BLOB_UNKNOWN');
+    expect(await listed()).toEqual([sha256(kept), sha256(later)]);
   });
 
   test('pages are followed', async () => {
