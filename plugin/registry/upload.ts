@@ -105,7 +105,8 @@ export class Uploader {
       const access: Access = { repository, actions: ['pull', 'push'] };
       const call = this.call('look up blob', blob.digest, access, 'HEAD', `/blobs/${blob.digest}`, this.session.deadline(signal));
       const { head } = await this.session.follow(endpoint, call, () => new DiscardSink());
-      if (head.status === 404) return false;
+      // A registry that does not know HEAD is sent the blob, whether it has it or not.
+      if (head.status === 404 || isUnknownMethod(head)) return false;
       if (head.status !== 200) throw this.session.statusError(endpoint, call, head);
       return headerOf(head.headers, 'content-length') === String(blob.sizeBytes);
     });
@@ -150,10 +151,15 @@ export class Uploader {
     }
   }
 
+  /** How it goes is of no interest: the upload is forgotten either way, and the next request to the registry meets whatever was wrong. */
   private async cancel(endpoint: Endpoint, call: RegistryCall, head: ExchangeHead): Promise<void> {
-    const location = this.locationOf(endpoint, call, head);
-    const remove = this.call('cancel upload', call.subject, call.access, 'DELETE', location, call.deadline);
-    await this.session.send(endpoint, remove, () => new DiscardSink());
+    try {
+      const location = this.locationOf(endpoint, call, head);
+      const remove = this.call('cancel upload', call.subject, call.access, 'DELETE', location, call.deadline);
+      await this.session.send(endpoint, remove, () => new DiscardSink());
+    } catch (error) {
+      if (!isAppError(error)) throw error;
+    }
   }
 
   private async start(endpoint: Endpoint, repository: Repository, digest: Digest, signal: AbortSignal | undefined): Promise<UploadState> {
@@ -234,17 +240,18 @@ export class Uploader {
     );
     const sink = new HeadSink();
     const head = await this.session.send(state.endpoint, call, () => sink);
-    if (head.status !== 202 && head.status !== 204) throw this.chunkError(state, call, head, sink.bytes());
+    if (head.status !== 202 && head.status !== 204) throw this.stepError(state, call, head, sink.bytes());
     state.location = this.locationOf(state.endpoint, call, head);
     const stand = rangeEnd(head) ?? end;
     if (stand > offset && stand <= end) return stand;
     throw peerError('Unavailable', this.session.purposeOf(state.endpoint, call), `has ${stand} bytes after ${end} were sent`);
   }
 
-  /** 416: the registry stands elsewhere than we think, which asking it puts right. */
-  private chunkError(state: UploadState, call: RegistryCall, head: ExchangeHead, body: Uint8Array): AppError {
-    if (head.status === 416)
-      return peerError('Unavailable', this.session.purposeOf(state.endpoint, call), 'stands at another offset of the upload');
+  /** 416: the registry stands elsewhere than we think; 404: it has forgotten the upload. Asking it puts both right. */
+  private stepError(state: UploadState, call: RegistryCall, head: ExchangeHead, body: Uint8Array): AppError {
+    const purpose = this.session.purposeOf(state.endpoint, call);
+    if (head.status === 416) return peerError('Unavailable', purpose, 'stands at another offset of the upload');
+    if (head.status === 404 || head.status === 410) return peerError('Unavailable', purpose, 'has forgotten the upload');
     return this.session.statusError(state.endpoint, call, head, body);
   }
 
@@ -259,7 +266,7 @@ export class Uploader {
     const sink = new HeadSink();
     const head = await this.session.send(state.endpoint, call, () => sink);
     if (head.status === 201 || head.status === 204) return;
-    const error = this.session.statusError(state.endpoint, call, head, sink.bytes());
+    const error = this.stepError(state, call, head, sink.bytes());
     const isWrong = error.details.registryCode === 'DIGEST_INVALID' || error.details.registryCode === 'SIZE_INVALID';
     throw isWrong
       ? peerError('DataLoss', this.session.purposeOf(state.endpoint, call), 'the bytes uploaded do not have the digest')
@@ -287,6 +294,11 @@ export class Uploader {
     state.location = (await this.start(state.endpoint, repository, blob.digest, signal)).location;
     return 0;
   }
+}
+
+/** Answers of a server that has no such request at all. */
+function isUnknownMethod({ status }: ExchangeHead): boolean {
+  return status === 405 || status === 501;
 }
 
 /** `Range: 0-99` after a chunk means that 100 bytes are there. */

@@ -76,6 +76,34 @@ test('an upload that the registry forgot begins anew; one whose last answer was 
   expect(registry.api.blobs.get(sha256(second))?.equals(second)).toBe(true);
 });
 
+test('an upload that expires between two chunks, or before its last request, begins anew', async () => {
+  const { registry, client, repository } = await start();
+  const forgotten = { kind: 'status', status: 404 } as const;
+  const blob = randomBlob(5_000_000);
+  for (const chunkBytes of [3_000_000, blob.length]) {
+    let isFirst = true;
+    const onProgress = (): void => {
+      if (isFirst) registry.api.uploads.clear();
+      isFirst = false;
+    };
+    expect(await client.uploadBlob(repository, identity(blob), from(blob), { chunkBytes, onProgress })).toBe('uploaded');
+    expect(registry.api.blobs.get(sha256(blob))?.equals(blob)).toBe(true);
+    registry.api.blobs.clear();
+  }
+  const small = randomBlob(1000);
+  registry.inject({ method: 'PUT', path: /uploads/, effect: forgotten });
+  expect(await client.uploadBlob(repository, identity(small), from(small))).toBe('uploaded');
+});
+
+test('a registry that knows no HEAD of blobs is sent them, and tells their size all the same', async () => {
+  const { registry, client, repository } = await start();
+  const blob = randomBlob(100_000);
+  registry.inject({ method: 'HEAD', path: /blobs/, times: 100, effect: { kind: 'status', status: 405 } });
+  expect(await client.uploadBlob(repository, identity(blob), from(blob))).toBe('uploaded');
+  expect(await client.statBlob(repository, sha256(blob))).toBe(blob.length);
+  expect(await client.statBlob(repository, sha256('absent'))).toBeUndefined();
+});
+
 test('a registry that never takes a byte ends the upload after six attempts', async () => {
   const { registry, client, repository } = await start();
   const blob = randomBlob(5_000_000);
@@ -142,6 +170,20 @@ test('a mount that does not work becomes an upload', async () => {
     'uploaded',
   );
   expect(methods(registry)).toEqual(['HEAD', 'POST', 'DELETE', 'POST', 'PUT']);
+});
+
+test('an upload that was begun instead of a mount need not be ended in order', async () => {
+  const { registry, client, repository } = await start();
+  const blob = randomBlob(1000);
+  for (const effect of [
+    { kind: 'status', status: 202, headers: {} },
+    { kind: 'status', status: 202, headers: { location: 'ftp://x/' } },
+  ] as const) {
+    registry.inject({ method: 'POST', path: /mount=/, effect });
+    expect(await client.provideBlob(repository, identity(blob), { mountFrom: ['team/base'] })).toBeUndefined();
+  }
+  registry.inject({ method: 'DELETE', path: /uploads/, effect: { kind: 'reset' } });
+  expect(await client.uploadBlob(repository, identity(blob), from(blob), { mountFrom: ['team/base'] })).toBe('uploaded');
 });
 
 test('an expired token in the middle of an upload is renewed', async () => {
