@@ -282,7 +282,8 @@ export class JobQueue {
     if (!isAppError(error)) this.options.logger.error({ err: error, job: id }, 'conversion failed unexpectedly');
     if (known.code === 'Unavailable') this.retryOrFail(row, known);
     else this.end(id, known);
-    if (known.code === 'Conflict') this.again(row);
+    // Registries have conflicts of their own (a tag that may not be replaced), which another attempt would only meet again.
+    if (known.code === 'Conflict' && known.details.movedTo !== undefined) this.again(row);
   }
 
   /** The tag was moved while its former image was converted: what it names now is converted instead. */

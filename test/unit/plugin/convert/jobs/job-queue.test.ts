@@ -136,10 +136,17 @@ test('the same request is one job; a push of another digest takes its place; a t
   });
   const running = await attempt(2);
   expect(running.job.sourceDigest).toBe(D2);
-  running.fail(new AppError('Conflict', { op: 'convert', subject: '1', what: 'the tag was moved' }));
+  running.fail(new AppError('Conflict', { op: 'convert', subject: '1', what: 'the tag was moved', details: { movedTo: D1 } }));
   const third = await attempt(3);
   expect(third.job).toMatchObject({ tag: '1', sourceDigest: null });
   expect(queue.get(second.id)).toMatchObject({ state: 'FAILED', failure: { code: 'Conflict' } });
+});
+
+test('a conflict of another kind, such as a tag that the registry never replaces, ends the job and starts no other', async () => {
+  const { id } = add('1', D1);
+  (await attempt(1)).fail(new AppError('Conflict', { op: 'push manifest', subject: '1_accelerated', what: 'answered 409' }));
+  await until(() => stateOf(id) === 'FAILED', 'the end');
+  expect(queue.list({ limit: 10 }).map((job) => job.id)).toEqual([id]);
 });
 
 test('what was building when the control plane died goes on at the next start, tied to the digest it had seen', async () => {
