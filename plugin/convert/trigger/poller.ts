@@ -28,6 +28,7 @@ export interface PollerOptions {
   clock: Clock;
   logger: Logger;
   intervalMs: number;
+  /** What it throws ends the look at this repository; the push is brought again at the next. */
   onPush(rule: ConvertRule, push: Push): void;
 }
 
@@ -83,7 +84,9 @@ export class Poller implements AsyncDisposable {
   private async poll(rule: ConvertRule): Promise<void> {
     const { store } = this.options;
     const matches = compileTagFilter(rule.filter);
-    const tags = (await this.tags(rule)).filter((tag) => matches(tag) && !isOutputTag(tag)).slice(0, MAX_TAGS);
+    const listed = await this.tags(rule);
+    if (listed === undefined) return;
+    const tags = listed.filter((tag) => matches(tag) && !isOutputTag(tag)).slice(0, MAX_TAGS);
     const limit = pLimit(MAX_LOOKS);
     const looked = await Promise.all(tags.map((tag) => limit(async () => ({ tag, digest: await this.look(rule, tag) }))));
     // The rule may have been changed meanwhile: its seen tags are then of no use.
@@ -101,13 +104,16 @@ export class Poller implements AsyncDisposable {
     if (!rule.hasBaseline) store.update(rule.id, { hasBaseline: true });
   }
 
-  /** A repository that nothing was pushed to yet has no tags; the first one is a push. */
-  private async tags(rule: ConvertRule): Promise<string[]> {
+  /**
+   * A repository that nothing was pushed to yet has no tags; the first one is a push. Undefined when one that had tags is said not to be
+   * there: registries say so too while their storage or a login is away, and what was there before must not be taken for pushes then.
+   */
+  private async tags(rule: ConvertRule): Promise<string[] | undefined> {
     try {
       return await this.options.client.listTags(rule.repository, { signal: this.closing.signal });
     } catch (error) {
-      if (isAppError(error, 'NotFound')) return [];
-      throw error;
+      if (!isAppError(error, 'NotFound')) throw error;
+      return this.options.store.seenTags(rule.id).size === 0 ? [] : undefined;
     }
   }
 

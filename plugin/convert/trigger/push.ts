@@ -6,7 +6,7 @@ import type { ConvertJobStore } from '../../../db/convert-job-store.ts';
 import type { EventStore } from '../../../db/event-store.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { Digest } from '../../base/digest.ts';
-import { describeError } from '../../base/errors.ts';
+import { describeError, isAppError } from '../../base/errors.ts';
 import { formatRepository } from '../../registry/reference.ts';
 import type { JobQueue } from '../jobs/job-queue.ts';
 import { acceleratedTag, isOutputTag } from '../publish/tag-names.ts';
@@ -25,7 +25,10 @@ export interface TriggerParts {
   clock: Clock;
 }
 
-/** Queues the conversion of a push if its rule wants it. Never throws: what goes wrong is an event. */
+/**
+ * Queues the conversion of a push if its rule wants it; what is against that is an event. Throws ResourceExhausted when too many wait: who
+ * noticed the push must bring it again.
+ */
 export function onPush(rule: ConvertRule, push: Push, trigger: 'webhook' | 'poll', parts: TriggerParts): void {
   const { repository } = rule;
   const subject = `${formatRepository(repository)}:${push.tag}`;
@@ -40,6 +43,7 @@ export function onPush(rule: ConvertRule, push: Push, trigger: 'webhook' | 'poll
     say('convert-triggered', `job ${job.id} by ${trigger} (rule ${rule.id})`);
   } catch (error) {
     say('convert-untriggered', describeError(error));
+    if (isAppError(error, 'ResourceExhausted')) throw error;
   }
 }
 

@@ -25,7 +25,10 @@ export interface WebhookOptions {
   address: string;
   secret: string;
   logger: Logger;
-  /** Called for each push before the registry is answered; `registry` is what the endpoint's address says, if it says anything. */
+  /**
+   * Called for each push before the registry is answered; `registry` is what the endpoint's address says, if it says anything. What it
+   * throws refuses the notification, which registries then repeat.
+   */
   onPush(event: PushEvent, registry: string | undefined): void;
 }
 
@@ -92,14 +95,16 @@ export class WebhookServer implements AsyncDisposable {
   }
 
   private async answer(request: http.IncomingMessage): Promise<void> {
-    const url = new URL(request.url ?? '/', 'http://localhost');
+    const target = request.url ?? '/';
     const fail = (code: 'NotFound' | 'Unauthenticated', what: string): AppError =>
-      new AppError(code, { op: 'take notification', subject: url.pathname.slice(0, 100), what });
+      new AppError(code, { op: 'take notification', subject: target.split('?', 1)[0]!.slice(0, 100), what });
     const { authorization, 'x-overlaybd-secret': header } = request.headers;
     const given = typeof header === 'string' ? header : (authorization ?? '').replace(/^Bearer /, '');
     // Hashes have one length and no order, so that the time taken says nothing about the secret.
     if (!timingSafeEqual(hashOf(given), this.expected)) throw fail('Unauthenticated', 'the shared secret is missing or wrong');
-    if (request.method !== 'POST' || url.pathname !== WEBHOOK_PATH) throw fail('NotFound', `only POST ${WEBHOOK_PATH} is here`);
+    // A target such as `//` is none that can be resolved.
+    const url = URL.canParse(target, 'http://localhost') ? new URL(target, 'http://localhost') : undefined;
+    if (request.method !== 'POST' || url?.pathname !== WEBHOOK_PATH) throw fail('NotFound', `only POST ${WEBHOOK_PATH} is here`);
     const registry = url.searchParams.get('registry') ?? undefined;
     for (const event of parsePushEvents(await readBody(request))) this.options.onPush(event, registry);
   }
