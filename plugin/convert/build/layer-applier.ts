@@ -8,7 +8,7 @@
  */
 
 import type { DeviceSpace } from '../../image/erofs/device-space.ts';
-import { BLOCK_BYTES, EXTENDED_INODE_BYTES, encodeDevice, MODE_TYPE } from '../../image/erofs/format.ts';
+import { BLOCK_BYTES, EXTENDED_INODE_BYTES, encodeDevice, MODE_TYPE, S_IFMT } from '../../image/erofs/format.ts';
 import { CONTENT } from '../../image/erofs/inode-table.ts';
 import type { Attributes, FileTree } from '../../image/erofs/tree.ts';
 import { decodeXattrs, encodeXattrs, isStorableXattr, MAX_XATTR_VALUE_BYTES } from '../../image/erofs/xattrs.ts';
@@ -45,6 +45,12 @@ const TYPE_MODE = {
 /** Attributes that overlayfs would act upon if it saw them in a lower directory. */
 const isOverlayXattr = (name: string): boolean => name.startsWith('trusted.overlay.') || name.startsWith('user.overlay.');
 
+/**
+ * Only files and directories have attributes of users. On anything else the kernel lists them and then says that they are not there, at
+ * which overlayfs gives up: the object could neither be changed nor moved.
+ */
+const mayHaveUserXattrs = (mode: number): boolean => (mode & S_IFMT) === MODE_TYPE.file || (mode & S_IFMT) === MODE_TYPE.directory;
+
 export class LayerApplier implements TarHandler {
   private readonly tree: FileTree;
   private readonly space: DeviceSpace;
@@ -56,7 +62,7 @@ export class LayerApplier implements TarHandler {
   private lastParent = { path: '', ino: -1 };
   private current: { entry: TarEntry; isSpooled: boolean; ino: number; small: Buffer } | undefined;
   entryCount = 0;
-  /** Attributes left out, by name: no file system of Linux stores them, or overlayfs would misread them. */
+  /** Attributes left out, by name: no file system of Linux stores them (there), or overlayfs would misread them. */
   readonly skippedXattrs = new Map<string, number>();
 
   constructor(tree: FileTree, space: DeviceSpace, sink: ContentSink) {
@@ -135,7 +141,7 @@ export class LayerApplier implements TarHandler {
       if (tree.inodes.links[ino] === 0) throw tarError(entry.headerOffset, entry.name, `${describe}, which it replaces`, 'NotFound');
       tree.addLink(parent, name, ino);
     }
-    const attributes = this.attributesOf(entry);
+    const attributes = this.attributesOf(entry, mayHaveUserXattrs(tree.inodes.mode[ino]!));
     if (tree.inodes.isSymlink(ino)) attributes.mode = 0o777;
     // A link's header need not repeat the attributes of the file; those it has are added.
     attributes.xattrs = this.mergedXattrs(tree.inodes.xattrs[ino]!, attributes.xattrs, entry);
@@ -146,9 +152,10 @@ export class LayerApplier implements TarHandler {
     const { tree } = this;
     const { inodes } = tree;
     tree.remove(parent, name);
-    const attributes = this.attributesOf(entry);
+    const type = TYPE_MODE[entry.type as keyof typeof TYPE_MODE];
+    const attributes = this.attributesOf(entry, mayHaveUserXattrs(type));
     if (entry.type === 'symlink') attributes.mode = 0o777;
-    const ino = tree.create(parent, name, TYPE_MODE[entry.type as keyof typeof TYPE_MODE], attributes);
+    const ino = tree.create(parent, name, type, attributes);
     if (entry.type === 'char' || entry.type === 'block') inodes.link[ino] = encodeDevice(entry.devMajor, entry.devMinor);
     else if (entry.type === 'symlink') this.storeLink(ino, entry);
     else if (entry.type === 'file' && entry.sizeBytes > 0) this.beginContent(ino, entry);
@@ -218,16 +225,16 @@ export class LayerApplier implements TarHandler {
     return directory;
   }
 
-  private attributesOf(entry: TarEntry): Attributes {
+  private attributesOf(entry: TarEntry, mayHaveUser = true): Attributes {
     const { mode, uid, gid, mtimeSeconds, mtimeNanoseconds } = entry;
-    return { mode, uid, gid, mtimeSeconds, mtimeNanoseconds, xattrs: this.internXattrs(entry) };
+    return { mode, uid, gid, mtimeSeconds, mtimeNanoseconds, xattrs: this.internXattrs(entry, mayHaveUser) };
   }
 
-  private internXattrs(entry: TarEntry): number {
+  private internXattrs(entry: TarEntry, mayHaveUser: boolean): number {
     if (entry.xattrs === undefined) return 0;
     const kept = new Map<string, Uint8Array>();
     for (const [name, value] of entry.xattrs) {
-      if (!isStorableXattr(name) || isOverlayXattr(name)) {
+      if (!isStorableXattr(name) || isOverlayXattr(name) || (!mayHaveUser && name.startsWith('user.'))) {
         const label = printableBytes(name.slice(0, 100));
         if (this.skippedXattrs.size < 100 || this.skippedXattrs.has(label))
           this.skippedXattrs.set(label, (this.skippedXattrs.get(label) ?? 0) + 1);

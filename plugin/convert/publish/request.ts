@@ -31,7 +31,7 @@ export function compressionOf(request: ConvertRequest): Compression {
 }
 
 /** Changes whenever the builder writes other bytes for the same layers, so that its results are not mixed with older ones. */
-const BUILDER_VERSION = 'erofs1';
+const BUILDER_VERSION = 'erofs2';
 
 /** What beside the layers shows in a converted layer: the key under which it may be used again. */
 export function layerOptionsOf(request: ConvertRequest): string {

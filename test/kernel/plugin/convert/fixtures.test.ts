@@ -2,7 +2,7 @@
  * The reference's own layer tars, built by us: on every prefix of layers `fsck.erofs` is clean and the kernel shows what the listing of
  * the reference's device says. The differences are listed here, each with its reason.
  */
-import { mkdir } from 'node:fs/promises';
+import { lchown, lstat, mkdir, rename } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import { MS_RDONLY, mount } from '../../../../plugin/kernel/mount.ts';
 import { readFixture } from '../../../support/fixtures.ts';
@@ -127,4 +127,24 @@ describe.each(['full', 'index-only'] as const)('fixtures in %s mode, mounted by 
       },
     );
   });
+});
+
+it('links that brought attributes of users can be changed and moved in a container', async () => {
+  await using scratch = await Scratch.create('copy-up');
+  const [layer] = await buildLayers([readFixture('oci/odd/user-xattr-on-symlink.tar')]);
+  const device = scratch.join('device');
+  writeDevice([layer!.blob], layer!.statistics.deviceBytes, device);
+  const [lower, upper, work, merged] = await Promise.all(['lower', 'upper', 'work', 'merged'].map((name) => scratch.dir(name)));
+  mount({ source: device, target: lower!, fsType: 'erofs', flags: MS_RDONLY, options: '' });
+  mount({
+    source: 'overlay',
+    target: merged!,
+    fsType: 'overlay',
+    flags: 0,
+    options: `lowerdir=${lower},upperdir=${upper},workdir=${work}`,
+  });
+  await lchown(`${merged}/sx`, 5, 5);
+  await rename(`${merged}/sx`, `${merged}/moved`);
+  expect((await lstat(`${merged}/moved`)).uid).toBe(5);
+  expect((await lstat(`${merged}/moved`)).isSymbolicLink()).toBe(true);
 });

@@ -181,7 +181,7 @@ export class ModelTree {
     parent.own.add(name);
     if (entry.type === 'hardlink') {
       parent.children.set(name, target!);
-      const merged = { ...target!.attributes.xattrs, ...entry.xattrs };
+      const merged = { ...target!.attributes.xattrs, ...attributesOf(entry, target!.type).xattrs };
       target!.attributes = { ...attributesOf(entry), xattrs: merged };
       if (target!.type === 'symlink') target!.attributes.mode = 0o777;
       return;
@@ -191,7 +191,7 @@ export class ModelTree {
       return;
     }
     const node = blank(entry.type as ModelNode['type']);
-    node.attributes = attributesOf(entry);
+    node.attributes = attributesOf(entry, node.type);
     if (node.type === 'symlink') node.attributes.mode = 0o777;
     node.content = entry.content;
     node.target = entry.type === 'symlink' ? entry.target : '';
@@ -200,14 +200,13 @@ export class ModelTree {
   }
 }
 
-const attributesOf = ({ mode, uid, gid, mtime, nanoseconds, xattrs }: ModelEntry): ModelNode['attributes'] => ({
-  mode,
-  uid,
-  gid,
-  mtime,
-  nanoseconds,
-  xattrs: { ...xattrs },
-});
+/** Attributes of users have a place on files and directories alone. */
+function attributesOf(entry: ModelEntry, type: ModelNode['type'] = 'file'): ModelNode['attributes'] {
+  const { mode, uid, gid, mtime, nanoseconds } = entry;
+  const isPlain = type === 'file' || type === 'directory';
+  const xattrs = Object.fromEntries(Object.entries(entry.xattrs).filter(([name]) => isPlain || !name.startsWith('user.')));
+  return { mode, uid, gid, mtime, nanoseconds, xattrs };
+}
 
 function countNames(under: ModelNode, wanted: ModelNode): number {
   let count = 0;
