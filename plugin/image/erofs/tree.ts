@@ -36,6 +36,8 @@ export class FileTree {
   readonly changedInodes = new Set<number>();
   /** Names that this layer gave to inodes of lower layers (hard links), as `<directory>/<name>`. */
   private readonly ownLinks = new Set<string>();
+  /** Directories in which nothing of lower layers is left, and nothing can come back in this layer: marks may be repeated without end. */
+  private readonly hidden = new Set<number>();
   private readonly dead: number[] = [];
   private layer = 0;
 
@@ -58,6 +60,7 @@ export class FileTree {
     this.changedDirectories.clear();
     this.changedInodes.clear();
     this.ownLinks.clear();
+    this.hidden.clear();
     this.inodes.release(this.dead);
     this.dead.length = 0;
   }
@@ -154,6 +157,8 @@ export class FileTree {
 
   /** An opaque mark: removes everything in a directory that lower layers put there. Iterative: paths may be 2,000 parts deep. */
   hideLower(directory: number): void {
+    if (this.hidden.has(directory)) return;
+    this.hidden.add(directory);
     const order = [directory];
     for (let i = 0; i < order.length; i += 1) {
       for (const [name, ino] of this.namesOf(order[i]!)) {

@@ -30,7 +30,7 @@ export class RecordWriter {
   /** `bytes` of a content record must stay as they are. Throws ResourceExhausted when the disk is full. */
   push(record: TarRecord): void {
     this.batch.push(record);
-    if (record !== null && 'bytes' in record) this.contentBytes += record.bytes.length;
+    this.contentBytes += weightOf(record);
     if (this.batch.length === BATCH_RECORDS || this.contentBytes >= BATCH_CONTENT_BYTES) this.flush();
   }
 
@@ -63,6 +63,15 @@ export class RecordWriter {
     this.isClosed = true;
     closeSync(this.fd);
   }
+}
+
+/** Bytes of a record that are no mere fields: an entry may bring a MiB of attributes. */
+function weightOf(record: TarRecord): number {
+  if (record === null) return 0;
+  if ('bytes' in record) return record.bytes.length;
+  let bytes = 0;
+  for (const value of record.xattrs?.values() ?? []) bytes += value.length;
+  return bytes;
 }
 
 /** Reads the batches of a finished file in order. */

@@ -49,6 +49,29 @@ describe('file tree', () => {
     expect(tree.inodes.liveCount).toBe(12);
   });
 
+  it('takes marks that repeat themselves as one: they cost nothing, however full the directory is', () => {
+    const tree = new FileTree();
+    const many = 100_000;
+    tree.beginLayer(1);
+    tree.create(tree.root, 'lower', MODE_TYPE.file, ATTRIBUTES);
+    tree.endLayer();
+    tree.beginLayer(2);
+    const directory = tree.create(tree.root, 'd', MODE_TYPE.directory, ATTRIBUTES);
+    for (let i = 0; i < many; i += 1) tree.create(directory, `f${i}`, MODE_TYPE.file, ATTRIBUTES);
+    // Looking through the directory each time would take minutes.
+    for (let i = 0; i < many; i += 1) {
+      tree.hideLower(directory);
+      tree.whiteout(tree.root, 'd');
+      tree.hideLower(tree.root);
+    }
+    expect(tree.lookup(tree.root, 'lower')).toBeUndefined();
+    expect(tree.namesOf(directory).size).toBe(many);
+    tree.endLayer();
+    tree.beginLayer(3);
+    tree.hideLower(tree.root);
+    expect(tree.namesOf(tree.root).size).toBe(0);
+  });
+
   it('tells which inodes on the device changed, and forgets them with the layer', () => {
     const tree = new FileTree();
     tree.beginLayer(1);
