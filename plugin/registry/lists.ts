@@ -53,29 +53,40 @@ export class Lists {
     return filter === undefined ? all : all.filter((descriptor) => descriptor.artifactType === filter);
   }
 
-  private fromApi(
+  /** Undefined when no endpoint has the API: a mirror without it says nothing about the registry behind it. */
+  private async fromApi(
     repository: Repository,
     digest: Digest,
     options: CallOptions & { artifactType?: string },
   ): Promise<Descriptor[] | undefined> {
     const query = options.artifactType === undefined ? '' : `artifactType=${encodeURIComponent(options.artifactType)}`;
-    return withRetries(this.session.clock, options.signal, () => {
-      const deadline = this.session.deadline(options.signal, options.timeoutMs);
-      const request = { op: 'list referrers', subject: digest, repository, capability: 'resolve' as const, deadline };
-      return this.mirrors.first(request, async (endpoint, share) => {
-        const call = this.callFor('list referrers', repository, digest, `/referrers/${digest}`, query, share, MEDIA_TYPE.ociIndex);
-        const found: Descriptor[] = [];
-        for await (const { head, bytes } of this.pages(endpoint, call)) {
-          const type = (headerOf(head.headers, 'content-type') ?? '').split(';', 1)[0]!.trim();
-          if (NO_API.has(head.status) || (head.status === 200 && !isIndexType(type))) return undefined;
-          if (head.status !== 200) throw this.session.statusError(endpoint, call, head, bytes);
-          const document = `referrers of ${formatRepository(repository)}@${digest}`;
-          found.push(...parseIndex(bytes, type, document, { unusableEntries: 'skip' }).manifests);
-          if (found.length > MAX_REFERRERS) throw this.tooMany(endpoint, call, `more than ${MAX_REFERRERS} referrers`);
-        }
-        return found;
+    let lacksApi = false;
+    try {
+      return await withRetries(this.session.clock, options.signal, () => {
+        const deadline = this.session.deadline(options.signal, options.timeoutMs);
+        const request = { op: 'list referrers', subject: digest, repository, capability: 'resolve' as const, deadline };
+        return this.mirrors.first(request, async (endpoint, share) => {
+          const call = this.callFor('list referrers', repository, digest, `/referrers/${digest}`, query, share, MEDIA_TYPE.ociIndex);
+          const found: Descriptor[] = [];
+          for await (const { head, bytes } of this.pages(endpoint, call)) {
+            const type = (headerOf(head.headers, 'content-type') ?? '').split(';', 1)[0]!.trim();
+            if (NO_API.has(head.status) || (head.status === 200 && !isIndexType(type))) {
+              lacksApi = true;
+              throw peerError('Unimplemented', this.session.purposeOf(endpoint, call), 'does not list referrers');
+            }
+            if (head.status !== 200) throw this.session.statusError(endpoint, call, head, bytes);
+            const document = `referrers of ${formatRepository(repository)}@${digest}`;
+            found.push(...parseIndex(bytes, type, document, { unusableEntries: 'skip' }).manifests);
+            if (found.length > MAX_REFERRERS) throw this.tooMany(endpoint, call, `more than ${MAX_REFERRERS} referrers`);
+          }
+          return found;
+        });
       });
-    });
+    } catch (error) {
+      // What could be asked of the others may lie in the tag, which the endpoint without the API may have.
+      if (lacksApi && isAppError(error) && options.signal?.aborted !== true) return undefined;
+      throw error;
+    }
   }
 
   private async fromTag(repository: Repository, digest: Digest, options: CallOptions): Promise<Descriptor[]> {

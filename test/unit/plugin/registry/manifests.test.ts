@@ -232,6 +232,22 @@ describe('referrers', () => {
     }
   });
 
+  test('a mirror without the API does not hide what the registry behind it lists', async () => {
+    const [mirror, upstream] = [await start({ referrersApi: false }), await start()];
+    const { certsDir, cleanUp } = makeHostsDir({ 'r.test': [mirror.registry.origin, upstream.registry.origin] });
+    cleanUps.push(cleanUp);
+    const client = testClient({ hostsDirs: [certsDir] });
+    cleanUps.push(() => client.close());
+    const repository = { host: 'r.test', repository: 'team/app' };
+    const digest = upstream.registry.addManifest('team/app', manifest('full', { subject }), MEDIA_TYPE.ociManifest);
+    expect((await client.listReferrers(repository, subject.digest)).map((entry) => entry.digest)).toEqual([digest]);
+    // The registry is away: what the mirror has under the tag is better than nothing.
+    const other = manifest('other', { subject });
+    await mirror.client.putManifest(mirror.repository, sha256(other), other, MEDIA_TYPE.ociManifest);
+    upstream.registry.inject({ path: /referrers/, times: 100, effect: { kind: 'status', status: 503, headers: { 'retry-after': '60' } } });
+    expect((await client.listReferrers(repository, subject.digest)).map((entry) => entry.digest)).toEqual([sha256(other)]);
+  });
+
   test('the fallback tag loses entries that were deleted without it when the registry takes it no longer', async () => {
     const { registry, client, repository } = await start({ referrersApi: false });
     const push = (bytes: Uint8Array) => client.putManifest(repository, sha256(bytes), bytes, MEDIA_TYPE.ociManifest);
