@@ -34,6 +34,8 @@ export class BlobFetches {
   isParked = false;
   lastMirror: string | undefined;
   readonly mirrors: UnitMirrors;
+  /** Mirrors that sent units which a read found wrong. */
+  readonly provenWrong = new Set<string>();
   /** When a unit was last fetched again because its bytes proved wrong. */
   readonly repairedAtMs = new Map<number, number>();
   /** Units that are being repaired, and the mirrors that sent the wrong bytes: whoever asks for such a unit asks others first. */
@@ -68,6 +70,15 @@ export class BlobFetches {
       [...handle.source.repositories, ...this.source.repositories].map((each) => [`${each.host}/${each.repository}`, each]),
     );
     this.source = { ...handle.source, repositories: [...repositories.values()].slice(0, MAX_REPOSITORIES) };
+  }
+
+  /**
+   * Whom to ask last when the whole is wrong: who was found out unit by unit, if somebody else sent anything; else who sent something last.
+   */
+  suspects(): string[] {
+    const isTellingApart = this.mirrors.all().some((mirror) => !this.provenWrong.has(mirror));
+    if (this.provenWrong.size > 0 && isTellingApart) return [...this.provenWrong];
+    return this.lastMirror === undefined ? [] : [this.lastMirror];
   }
 
   get isGone(): boolean {

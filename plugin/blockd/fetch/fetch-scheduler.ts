@@ -12,6 +12,7 @@ import type { Clock } from '../../base/clock.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
 import { FETCH_STREAM_BYTES, FETCH_UNIT_BYTES, MISS_PATIENCE_MS } from '../../base/limits.ts';
 import { type Logger, silentLogger } from '../../base/log.ts';
+import { LogRepeater } from '../../base/log-repeater.ts';
 import { MIB } from '../../base/units.ts';
 import type { BlobSource } from '../../file/device-spec.ts';
 import type { BlobHandle } from '../../file/store/blob-handle.ts';
@@ -65,7 +66,7 @@ export class FetchScheduler {
   private readonly options: FetchSchedulerOptions;
   private readonly store: ChunkStore;
   private readonly clock: Clock;
-  private readonly log: Logger;
+  private readonly log: LogRepeater;
   private readonly blobs = new Map<number, BlobFetches>();
   private readonly groups = new Map<string, HostGroup>();
   private readonly queue: FetchQueue;
@@ -77,14 +78,15 @@ export class FetchScheduler {
     this.options = options;
     this.store = options.store;
     this.clock = options.clock;
-    this.log = options.log ?? silentLogger;
+    const log = options.log ?? silentLogger;
+    this.log = new LogRepeater(log, options.clock);
     this.queue = new FetchQueue({ ...DEFAULT_FETCH_LIMITS, ...options.limits });
     this.runner = new FetchRunner(
       {
         store: options.store,
         fetchRange: options.fetchRange,
         clock: options.clock,
-        log: this.log,
+        log,
         onEvent: options.onEvent ?? (() => {}),
         patienceMs: options.patienceMs ?? MISS_PATIENCE_MS,
         random: options.random ?? Math.random,
@@ -313,6 +315,7 @@ export class FetchScheduler {
     const suspects = this.rememberRepair(blob, first, end);
     const [from, to] = suspects.length === 0 ? [first, end] : [suspects[0]!, suspects.at(-1)! + 1];
     const avoid = blob.mirrors.of(from, to);
+    for (const mirror of avoid) blob.provenWrong.add(mirror);
     for (let unit = from; unit < to; unit += 1) blob.repairing.set(unit, avoid);
     try {
       await this.store.drop(handle, from * FETCH_UNIT_BYTES, Math.min(to * FETCH_UNIT_BYTES, handle.sizeBytes) - from * FETCH_UNIT_BYTES);
@@ -358,7 +361,7 @@ export class FetchScheduler {
     } catch (error) {
       if (!isAppError(error)) throw error;
       if (error.code !== 'Canceled')
-        this.log.error({ digest: blob.handle.source.digest, err: error }, 'a complete blob cannot be verified');
+        this.log.write('error', { digest: blob.handle.source.digest, err: error }, 'a complete blob cannot be verified');
     } finally {
       blob.isVerifying = false;
     }
@@ -367,7 +370,9 @@ export class FetchScheduler {
   private foundCorrupt(blob: BlobFetches): void {
     blob.isCondemned = blob.isCorrupt;
     blob.isCorrupt = true;
-    if (blob.lastMirror !== undefined) blob.distrustedMirrors = [blob.lastMirror];
+    blob.distrustedMirrors = blob.suspects();
+    // All its units were forgotten, also those that had been fetched again.
+    blob.repairedAtMs.clear();
   }
 
   /** All bytes that came since the start. */

@@ -25,6 +25,11 @@ export class UnitMirrors {
     this.units.fill(index, firstUnit, endUnit);
   }
 
+  /** Every mirror that sent something. */
+  all(): readonly string[] {
+    return this.names;
+  }
+
   /** The mirrors that sent units [firstUnit, endUnit). Units from before this process are taken for the first mirror's. */
   of(firstUnit: number, endUnit: number): string[] {
     if (this.units === undefined) return [...this.names];

@@ -344,6 +344,25 @@ describe('complete blobs that are not what their digest names', () => {
     expect(read(blob, 0, 16)).toEqual(bytes.slice(0, 16));
   });
 
+  test('are fetched again from another mirror than the one that was found out, though another one sent something last', async () => {
+    const { registry, store, storeEvents, demand, scheduler } = await setUp();
+    const bytes = bytesOf(62, 4 * UNIT);
+    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
+    registry.add(source, bytes);
+    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
+    const blob = await store.acquire(source);
+    await demand(blob, 0, 4);
+    // A reader finds one unit wrong before the whole is verified; the others, still wrong, were not read.
+    const { signal } = new AbortController();
+    await scheduler.repair(blob, 0, 10, signal);
+    await vi.waitFor(() => expect(corruptCount(storeEvents)).toBe(1), 20_000);
+    await vi.waitFor(() => expect(blob.isReadable(0)).toBe(false), 20_000);
+    await settle();
+    await demand(blob, 0, 4);
+    for (let unit = 0; unit < 4; unit += 1) expect(read(blob, unit * UNIT, 16)).toEqual(bytes.slice(unit * UNIT, unit * UNIT + 16));
+    await vi.waitFor(() => expect(blob.isVerified).toBe(true), 20_000);
+  });
+
   test('are not served any more when they are wrong again', async () => {
     const { blobOf, registry, storeEvents, demand } = await setUp();
     const { blob } = await blobOf(61, 3 * UNIT);
