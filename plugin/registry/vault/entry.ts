@@ -7,10 +7,12 @@ export const ORIGINS = ['pull', 'secret', 'rule', 'admin'] as const;
 export type Origin = (typeof ORIGINS)[number];
 
 const MAX_SECRET_CHARS = 64 * 1024;
-const secret = z.string().min(1).max(MAX_SECRET_CHARS);
+const text = z.string().max(MAX_SECRET_CHARS);
+const secret = text.min(1);
 
 const credentialSchema: z.ZodType<Credential> = z.union([
-  z.strictObject({ username: z.string().max(1024), password: secret }),
+  // Some registries take a token as the name, with no password.
+  z.strictObject({ username: text, password: text }),
   z.strictObject({ identityToken: secret }),
   z.strictObject({ registryToken: secret }),
 ]);

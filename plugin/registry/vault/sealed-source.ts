@@ -12,7 +12,7 @@ import { readKey, unseal } from './sealing.ts';
 /** Entries of one node; see vault.ts. */
 export const MAX_VAULT_BYTES = 64 * MIB;
 
-const fileSchema = z.object({ version: z.literal(1), entries: z.array(entrySchema) });
+const fileSchema = z.object({ version: z.literal(1), entries: z.array(z.unknown()) });
 
 export interface VaultPaths {
   /** The sealed file. */
@@ -20,7 +20,10 @@ export interface VaultPaths {
   readonly keyFile: string;
 }
 
-/** Reads and unseals; an absent file or key is an empty vault. Throws DataLoss, FailedPrecondition. */
+/**
+ * Reads and unseals; an absent file is an empty vault. An entry that is not understood (of another version) costs no other its place.
+ * Throws DataLoss, FailedPrecondition.
+ */
 export async function readVault({ file, keyFile }: VaultPaths): Promise<VaultEntry[]> {
   let bytes: Uint8Array;
   try {
@@ -37,7 +40,10 @@ export async function readVault({ file, keyFile }: VaultPaths): Promise<VaultEnt
   if (key === undefined) throw new AppError('DataLoss', { op: 'unseal', subject: file, what: `its key ${keyFile} is missing` });
   const plain = unseal(key, bytes, file);
   try {
-    return fileSchema.parse(JSON.parse(plain.toString('utf8'))).entries;
+    return fileSchema.parse(JSON.parse(plain.toString('utf8'))).entries.flatMap((entry) => {
+      const parsed = entrySchema.safeParse(entry);
+      return parsed.success ? parsed.data : [];
+    });
   } catch {
     // Messages of parsers quote what they read.
     throw new AppError('DataLoss', { op: 'unseal', subject: file, what: 'holds something else than a list of credentials' });

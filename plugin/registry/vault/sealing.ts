@@ -6,7 +6,7 @@
 import { createCipheriv, createDecipheriv, randomBytes, randomUUID } from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { writeDurably } from '../../base/durable-file.ts';
+import { syncDirectory, writeDurably } from '../../base/durable-file.ts';
 import { AppError, errnoOf } from '../../base/errors.ts';
 
 const MAGIC = Buffer.from('OBDSEAL1', 'ascii');
@@ -77,5 +77,7 @@ export async function readOrMakeKey(file: string): Promise<Uint8Array> {
   } finally {
     await fs.unlink(temporary);
   }
+  // Before anything is sealed with it: a vault must not outlive its key in a power cut.
+  await syncDirectory(path.dirname(file));
   return (await readKey(file))!;
 }

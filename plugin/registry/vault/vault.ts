@@ -5,8 +5,8 @@
 import type { Clock } from '../../base/clock.ts';
 import { writeDurably } from '../../base/durable-file.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
-import { credentialFingerprint } from '../credentials.ts';
-import { ADMIN_ORIGINS, bestEntry, type Origin, type OriginSources, POD_ORIGINS, type VaultEntry } from './entry.ts';
+import { type Credential, credentialFingerprint } from '../credentials.ts';
+import { ADMIN_ORIGINS, bestEntry, entrySchema, type Origin, type OriginSources, POD_ORIGINS, type VaultEntry } from './entry.ts';
 import { readVault, type VaultPaths, vaultText } from './sealed-source.ts';
 import { readOrMakeKey, seal } from './sealing.ts';
 
@@ -17,6 +17,15 @@ export const MAX_VAULT_ENTRIES = 4_096;
 const USED_STEP_MS = 60 * 60_000;
 
 export type NewEntry = Omit<VaultEntry, 'savedMs' | 'usedMs'>;
+const newEntrySchema = entrySchema.omit({ savedMs: true, usedMs: true });
+
+/** Who reads the file must understand every entry. Throws InvalidArgument, which names the field and quotes nothing. */
+function checkEntry(entry: NewEntry): void {
+  const result = newEntrySchema.safeParse(entry);
+  if (result.success) return;
+  const field = result.error.issues[0]?.path.join('.') ?? '';
+  throw new AppError('InvalidArgument', { op: 'store', subject: 'credential', what: `its ${field} is empty, too long or of another kind` });
+}
 
 export class CredentialVault {
   private readonly paths: VaultPaths;
@@ -51,9 +60,11 @@ export class CredentialVault {
 
   /**
    * Stores an entry, in the place of one with its id; durable, and seen by the data plane, when it resolves. A renewal is no use: it does
-   * not keep the entry from being the first to go.
+   * not keep the entry from being the first to go. Errors: InvalidArgument (a secret that is too long, an empty token), ResourceExhausted,
+   * those of the disk; what could not be written is tried again with the next put.
    */
   async put(entry: NewEntry, { isUse = true }: { isUse?: boolean } = {}): Promise<void> {
+    checkEntry(entry);
     const nowMs = this.clock.nowMs();
     const known = this.entries.get(entry.id);
     const isSame =
@@ -63,15 +74,20 @@ export class CredentialVault {
       credentialFingerprint(known.credential) === credentialFingerprint(entry.credential) &&
       JSON.stringify(known.renewal) === JSON.stringify(entry.renewal);
     // A change of time alone is worth no flush of the disk.
-    if (isSame && (!isUse || nowMs - known.usedMs < USED_STEP_MS)) return this.writing ?? Promise.resolve();
+    if (isSame && (!isUse || nowMs - known.usedMs < USED_STEP_MS)) return this.settled();
+    if (known === undefined) this.makeRoom();
     this.entries.delete(entry.id);
     this.entries.set(entry.id, { ...entry, savedMs: isSame ? known.savedMs : nowMs, usedMs: isUse ? nowMs : (known?.usedMs ?? nowMs) });
-    this.makeRoom();
     await this.write();
   }
 
-  /** Puts back what {@link get} gave before a put that proved wrong; undefined: nothing was there. Durable when it resolves. */
-  async restore(id: string, entry: VaultEntry | undefined): Promise<void> {
+  /**
+   * Puts back what {@link get} gave before a put of `wrong`, unless another put has replaced that meanwhile; undefined: nothing was there.
+   * Durable when it resolves.
+   */
+  async restore(id: string, entry: VaultEntry | undefined, wrong: Credential): Promise<void> {
+    const now = this.entries.get(id);
+    if (now === undefined || credentialFingerprint(now.credential) !== credentialFingerprint(wrong)) return;
     if (entry === undefined) this.entries.delete(id);
     else this.entries.set(id, entry);
     await this.write();
@@ -106,9 +122,9 @@ export class CredentialVault {
     };
   }
 
-  /** What was put by hand stays; of the rest, the longest unused goes. */
+  /** For one more: what was put by hand stays; of the rest, the longest unused goes. */
   private makeRoom(): void {
-    while (this.entries.size > MAX_VAULT_ENTRIES) {
+    while (this.entries.size >= MAX_VAULT_ENTRIES) {
       let oldest: VaultEntry | undefined;
       for (const entry of this.entries.values()) {
         if (entry.origin !== 'admin' && (oldest === undefined || entry.usedMs < oldest.usedMs)) oldest = entry;
@@ -118,6 +134,11 @@ export class CredentialVault {
       }
       this.entries.delete(oldest.id);
     }
+  }
+
+  /** Resolves when all that is in memory is on disk too. */
+  private settled(): Promise<void> {
+    return this.isDirty ? this.write() : (this.writing ?? Promise.resolve());
   }
 
   /** One write at a time; changes made during one share the next. */
@@ -133,6 +154,9 @@ export class CredentialVault {
         this.isDirty = false;
         await writeDurably(this.paths.file, seal(this.key, vaultText([...this.entries.values()])));
       }
+    } catch (error) {
+      this.isDirty = true;
+      throw error;
     } finally {
       // In the same step as the last look, so that no change falls between.
       this.writing = undefined;

@@ -150,3 +150,62 @@ test('a vault of another key, or a damaged one, is empty and says so; a reader f
   expect(third.list()).toEqual([]);
   expect(losses.join()).not.toContain(SECRET);
 });
+
+test('a credential that a pod may bring, empty password or long name, is read back; one that nobody could read is refused alone', async () => {
+  const vault = await CredentialVault.open(paths(), clock, noLoss);
+  await vault.put(entry('good', 'r.example/team/good'));
+  const reader = sealedSources(paths(), clock.nowMs);
+  const token = { username: 'x'.repeat(5_000), password: '' };
+  await vault.put(entry('token', 'r.example/team/token', { credential: token }));
+  expect(await reader.ofPods('r.example', 'team/token')).toEqual(token);
+  for (const credential of [{ username: 'u', password: SECRET.repeat(10_000) }, { identityToken: '' }, { registryToken: '' }]) {
+    const refused = vault.put(entry('bad', 'r.example/team/bad', { credential }));
+    await expect(refused).rejects.toMatchObject({ code: 'InvalidArgument', message: expect.not.stringContaining(SECRET) });
+  }
+  await vault.put(entry('last', 'r.example/team/last'));
+  expect((await readVault(paths())).map(({ id }) => id)).toEqual(['good', 'token', 'last']);
+});
+
+test('an entry of another version costs no other its place', async () => {
+  const key = await readOrMakeKey(paths().keyFile);
+  const good = { ...entry('good', 'r.example'), savedMs: 1, usedMs: 1 };
+  const entries = [{ id: 'strange' }, good, { ...good, id: 'other', origin: 'moon' }];
+  await fs.writeFile(paths().file, seal(key, Buffer.from(JSON.stringify({ version: 1, entries }))));
+  expect(await readVault(paths())).toEqual([good]);
+});
+
+test('what could not be written is written with the next put, also when that brings nothing new', async () => {
+  const vault = await CredentialVault.open(paths(), clock, noLoss);
+  await fs.mkdir(`${paths().file}.tmp`);
+  await expect(vault.put(entry('a', 'r.example'))).rejects.toThrow(/EISDIR/);
+  await expect(vault.put(entry('a', 'r.example'))).rejects.toThrow(/EISDIR/);
+  await fs.rmdir(`${paths().file}.tmp`);
+  await vault.put(entry('a', 'r.example'));
+  expect((await readVault(paths())).map(({ id }) => id)).toEqual(['a']);
+});
+
+test('a put that proved wrong is taken back, but never what another has put in its place', async () => {
+  const vault = await CredentialVault.open(paths(), clock, noLoss);
+  const wrong = { username: 'wrong', password: SECRET };
+  await vault.put(entry('a', 'r.example', { credential: wrong }));
+  await vault.put(entry('a', 'r.example'));
+  await vault.restore('a', undefined, wrong);
+  expect(vault.get('a')?.credential).toEqual(entry('a', 'r.example').credential);
+  const before = vault.get('a');
+  await vault.put(entry('a', 'r.example', { credential: wrong }));
+  await vault.restore('a', before, wrong);
+  expect((await readVault(paths()))[0]?.credential).toEqual(before?.credential);
+  await vault.put(entry('b', 'r.example', { credential: wrong }));
+  await vault.restore('b', undefined, wrong);
+  expect((await readVault(paths())).map(({ id }) => id)).toEqual(['a']);
+});
+
+test('full of what people put by hand, it takes no more and does not grow', async () => {
+  const vault = await CredentialVault.open(paths(), clock, noLoss);
+  const admin = (i: number): Promise<void> => vault.put(entry(`admin${i}`, `r.example/app${i}`, { origin: 'admin' }));
+  await Promise.all(Array.from({ length: MAX_VAULT_ENTRIES }, (_, i) => admin(i)));
+  await expect(admin(MAX_VAULT_ENTRIES)).rejects.toMatchObject({ code: 'ResourceExhausted' });
+  await expect(vault.put(entry('pod', 'r.example/pod'))).rejects.toMatchObject({ code: 'ResourceExhausted' });
+  await admin(5);
+  expect(vault.list()).toHaveLength(MAX_VAULT_ENTRIES);
+});
