@@ -55,18 +55,16 @@ export function successAnswer(message: Uint8Array): UnaryAnswer {
   return { headers: [':status', '200', 'content-type', 'application/grpc'], message, trailers: ['grpc-status', '0'] };
 }
 
+type Status = Pick<StatusObject, 'code' | 'details'>;
+
+/** What ends an answer that has begun and cannot go on. */
+export function failureTrailers({ code, details }: Status): RawHeaders {
+  return ['grpc-status', String(code), 'grpc-message', percentEncode(details)];
+}
+
 /** A failure, as headers alone. */
-export function failureAnswer({ code, details }: Pick<StatusObject, 'code' | 'details'>): UnaryAnswer {
-  const headers = [
-    ':status',
-    '200',
-    'content-type',
-    'application/grpc',
-    'grpc-status',
-    String(code),
-    'grpc-message',
-    percentEncode(details),
-  ];
+export function failureAnswer(status: Status): UnaryAnswer {
+  const headers = [':status', '200', 'content-type', 'application/grpc', ...failureTrailers(status)];
   return { headers, message: undefined, trailers: [] };
 }
 

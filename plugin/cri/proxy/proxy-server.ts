@@ -11,13 +11,23 @@ import http2, { constants, type Http2Server, type IncomingHttpHeaders, type Serv
 import net from 'node:net';
 import path from 'node:path';
 import { Duplex } from 'node:stream';
+import { systemClock } from '../../base/clock.ts';
 import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import { MAX_GRPC_MESSAGE_BYTES } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
+import { LogRepeater } from '../../base/log-repeater.ts';
 import { statusOf } from '../../snapshotter/grpc-adapter.ts';
 import { removeStaleSocket } from '../../snapshotter/unix-server.ts';
 import { AuthorityFilter } from './authority-filter.ts';
-import { failureAnswer, frameMessage, headerValue, type RawHeaders, type UnaryAnswer, unframeMessage } from './grpc-messages.ts';
+import {
+  failureAnswer,
+  failureTrailers,
+  frameMessage,
+  headerValue,
+  type RawHeaders,
+  type UnaryAnswer,
+  unframeMessage,
+} from './grpc-messages.ts';
 import { type Upstream, WINDOW_BYTES } from './upstream.ts';
 
 /** kubelet opens one connection or two; people with crictl some more. */
@@ -97,9 +107,12 @@ export class ProxyServer implements AsyncDisposable {
   private readonly server: Http2Server;
   private readonly listener: net.Server;
   private readonly sessions = new Set<ServerHttp2Session>();
+  /** kubelet asks again and again, whatever fails. */
+  private readonly log: LogRepeater;
 
   private constructor(options: ProxyOptions) {
     this.options = options;
+    this.log = new LogRepeater(options.logger, systemClock);
     this.server = http2.createServer({
       settings: { initialWindowSize: WINDOW_BYTES, maxConcurrentStreams: MAX_STREAMS },
       maxSessionMemory: SESSION_MEMORY_MB,
@@ -208,7 +221,7 @@ export class ProxyServer implements AsyncDisposable {
       const text = 'the logic of a CRI call failed; containerd alone answers it';
       // Bytes that are no message are the caller's fault, which containerd tells it.
       if (isAppError(error, 'InvalidArgument')) logger.debug({ reason: error.message, path: callPath }, text);
-      else logger.error({ err: error, path: callPath }, text);
+      else this.log.write('error', { err: error, path: callPath }, text);
       return forwarded ?? upstream.unary(headers, message, signal);
     }
   }
@@ -216,6 +229,8 @@ export class ProxyServer implements AsyncDisposable {
   /** Joins the stream to one of containerd's. `read` was taken from the stream already. */
   private async pass(stream: ServerHttp2Stream, raw: RawHeaders, read: readonly Buffer[], signal: AbortSignal): Promise<void> {
     const below = await this.options.upstream.open(upstreamHeaders(raw, { drop: AUTHORITY_ONLY }), signal);
+    const { session } = below;
+    const cutOff = new AppError('Unavailable', { op: 'call', subject: 'containerd', what: 'the connection ended before the answer did' });
     let trailers: RawHeaders = [];
     below.on('response', (_headers, flags, answer?: unknown) => {
       if (stream.destroyed) return;
@@ -225,13 +240,20 @@ export class ProxyServer implements AsyncDisposable {
     below.on('trailers', (_headers, _flags, answer?: unknown) => (trailers = answer as RawHeaders));
     stream.on('wantTrailers', () => stream.sendTrailers(objectOf(trailers)));
     below.on('error', (error) => this.options.logger.debug({ reason: describeError(error) }, 'a call to containerd broke'));
+    // Node ends what was cut off too, before it closes it: only trailers say that an answer is whole.
+    below.on('end', () => {
+      if (trailers.length > 0 && !stream.destroyed) stream.end();
+    });
     below.on('close', () => {
-      if (!stream.headersSent && !stream.destroyed) {
-        this.fail(
-          stream,
-          new AppError('Unavailable', { op: 'call', subject: 'containerd', what: 'the connection ended before an answer' }),
-        );
-      } else if (below.rstCode !== constants.NGHTTP2_NO_ERROR && !stream.destroyed) stream.close(below.rstCode);
+      if (stream.destroyed || stream.writableEnded) return;
+      const isBroken = below.rstCode !== constants.NGHTTP2_NO_ERROR;
+      if (!stream.headersSent) this.fail(stream, cutOff);
+      else if (isBroken && session?.closed === false) stream.close(below.rstCode);
+      else {
+        // As a client of containerd itself would see the end of the connection.
+        if (isBroken) trailers = failureTrailers(statusOf(cutOff));
+        stream.end();
+      }
     });
     stream.once('close', () => {
       if (!below.closed) below.close(stream.rstCode === constants.NGHTTP2_NO_ERROR ? constants.NGHTTP2_CANCEL : stream.rstCode);
@@ -242,13 +264,13 @@ export class ProxyServer implements AsyncDisposable {
     }
     for (const chunk of read) below.write(chunk);
     stream.pipe(below);
-    below.pipe(stream);
+    below.pipe(stream, { end: false });
   }
 
   /** Answers a call that could not be made. */
   private fail(stream: ServerHttp2Stream, error: unknown): void {
     if (stream.destroyed) return;
-    if (!(error instanceof AppError)) this.options.logger.error({ err: error }, 'a CRI call failed unexpectedly');
+    if (!(error instanceof AppError)) this.log.write('error', { err: error }, 'a CRI call failed unexpectedly');
     if (stream.headersSent) stream.close(constants.NGHTTP2_INTERNAL_ERROR);
     else send(stream, failureAnswer(statusOf(error)));
   }

@@ -46,7 +46,12 @@ export class Upstream implements Disposable {
     for (;;) {
       signal.throwIfAborted();
       try {
-        return await this.connected();
+        const attempt = this.connected();
+        const session = await attempt;
+        if (!session.closed && !session.destroyed) return session;
+        // Its end is not told yet.
+        if (this.current === attempt) this.current = undefined;
+        throw new Error('closed');
       } catch (error) {
         if (this.isClosed || performance.now() + RETRY_MS > endMs) throw awayError(this.options.socketPath, error);
         await delay(RETRY_MS, undefined, { signal }).catch((reason: unknown) => {

@@ -173,6 +173,42 @@ describe('an unknown method', () => {
   });
 });
 
+describe('an answer that the end of the connection cuts off', () => {
+  test('ends as unavailable for its caller, and later calls find the next connection', async () => {
+    const server = await startServer();
+    stack.defer(() => stopServer(server));
+    const sockets: net.Socket[] = [];
+    server.server.on('connection', (socket: net.Socket) => sockets.push(socket));
+    onStream = (stream) => {
+      stream.respond({ ':status': 200, 'content-type': 'application/grpc' }, { waitForTrailers: true });
+      stream.write('0000000001');
+      // As the kernel does for a process that was killed.
+      stream.once('data', () => sockets[0]?.destroy());
+    };
+    const session = connect();
+    const cut = session.request({ ':method': 'POST', ':path': '/cut' });
+    const trailers = new Promise<http2.IncomingHttpHeaders>((resolve) => cut.once('trailers', resolve));
+    cut.once('data', () => cut.write('x'));
+    expect(await trailers).toMatchObject({ 'grpc-status': '14', 'grpc-message': expect.stringContaining('connection ended') });
+    cut.end();
+    onStream = echo;
+    expect((await call(session, '/next', Buffer.from('y'))).bytes.toString()).toBe('y');
+  });
+
+  test('a connection that has just ended is not used again', async () => {
+    const server = await startServer();
+    stack.defer(() => stopServer(server));
+    const signal = AbortSignal.timeout(60_000);
+    const first = await upstream.session(signal);
+    first.destroy();
+    const stream = await upstream.open([':method', 'POST', ':path', '/x', ':scheme', 'http', ':authority', 'localhost'], signal);
+    stream.on('error', () => stream.destroy());
+    const status = await new Promise((resolve) => stream.once('response', (headers) => resolve(headers[':status'])));
+    expect(status).toBe(200);
+    stream.close();
+  });
+});
+
 describe('a handler', () => {
   beforeEach(async () => {
     const server = await startServer();
