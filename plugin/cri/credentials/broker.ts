@@ -58,7 +58,10 @@ export class CredentialBroker {
     this.options = options;
   }
 
-  /** Best first. A source that fails is told of and passed by. Rejects only with the signal's reason. */
+  /**
+   * Best first. A source that fails, or that a signal's timeout ends, is told of and passed by, with what it would have had. Rejects only
+   * with the reason of a signal that the caller aborted.
+   */
   async candidates(subject: PullSubject, signal: AbortSignal): Promise<Candidate[]> {
     const found: Candidate[] = [];
     const secrets = await this.attempt(subject, 'Secrets', signal, () => this.fromSecrets(subject, signal));
@@ -83,9 +86,10 @@ export class CredentialBroker {
     try {
       return await work();
     } catch (error) {
-      if (signal.aborted) throw signal.reason;
-      if (!isAppError(error)) throw error;
-      this.tell('credential-source-failed', subject, `${what} cannot be used: ${describeError(error)}`);
+      const isLate = signal.reason instanceof DOMException && signal.reason.name === 'TimeoutError';
+      if (signal.aborted && !isLate) throw signal.reason;
+      if (!isAppError(error) && !isLate) throw error;
+      this.tell('credential-source-failed', subject, `${what} cannot be used: ${isLate ? 'no answer in time' : describeError(error)}`);
       return undefined;
     }
   }

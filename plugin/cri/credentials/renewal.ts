@@ -124,6 +124,8 @@ export class CredentialRenewer implements AsyncDisposable {
     const renewal = renewalSchema.parse(entry.renewal);
     const imageName = `${renewal.host}/${renewal.repository}`;
     const { savedMs: _, usedMs: __, ...kept } = entry;
+    // A pull that brought newer ones meanwhile, or whoever removed it, is right.
+    const isCurrent = (): boolean => vault.get(entry.id) === entry;
     const refuse = (what: string): AppError => new AppError('FailedPrecondition', { op: 'renew', subject: imageName, what });
     if (renewal.kind === 'secret') {
       if (secrets === undefined) throw refuse('no kubeconfig is configured any more');
@@ -134,7 +136,7 @@ export class CredentialRenewer implements AsyncDisposable {
           ignored.map(({ secret, reason }) => `Secret ${renewal.namespace}/${secret}: ${reason}`).join('; ') ||
             'its Secrets name no such registry',
         );
-      await vault.put({ ...kept, credential: best.credential }, { isUse: false });
+      if (isCurrent()) await vault.put({ ...kept, credential: best.credential }, { isUse: false });
       return;
     }
     const { namespace, image, host } = renewal;
@@ -146,7 +148,8 @@ export class CredentialRenewer implements AsyncDisposable {
     const provided = await askProvider(rule, { namespace, serviceAccount, image, host, imageName }, signal);
     if (provided === undefined) throw refuse(`rule ${renewal.rule} has none any more`);
     const { credential, lifeMs } = provided;
-    await vault.put({ ...kept, credential, expiresMs: clock.nowMs() + lifeMs, renewal: { ...renewal, lifeMs } }, { isUse: false });
+    const expiresMs = clock.nowMs() + lifeMs;
+    if (isCurrent()) await vault.put({ ...kept, credential, expiresMs, renewal: { ...renewal, lifeMs } }, { isUse: false });
   }
 
   private async sweep(entries: readonly VaultEntry[]): Promise<void> {

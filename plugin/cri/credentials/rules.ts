@@ -85,6 +85,7 @@ export class RuleBook {
   private rules: readonly CredentialRule[] = [];
   private stamp = '';
   private checkedMs = Number.NEGATIVE_INFINITY;
+  private pending: Promise<readonly CredentialRule[]> | undefined;
 
   /** `onProblem` is told of a file that cannot be used, once for each change of it. */
   constructor(file: string | undefined, clock: Clock, onProblem: (error: AppError) => void) {
@@ -93,24 +94,32 @@ export class RuleBook {
     this.onProblem = onProblem;
   }
 
-  /** The rules in force. */
-  async current(): Promise<readonly CredentialRule[]> {
+  /** The rules in force. Those who ask while the file is read wait for it: the first pulls after a start come together. */
+  current(): Promise<readonly CredentialRule[]> {
+    if (this.pending !== undefined) return this.pending;
     const nowMs = this.clock.monotonicMs();
-    if (this.file === undefined || nowMs - this.checkedMs < RECHECK_MS) return this.rules;
+    if (this.file === undefined || nowMs - this.checkedMs < RECHECK_MS) return Promise.resolve(this.rules);
     this.checkedMs = nowMs;
+    this.pending = this.refresh(this.file).finally(() => {
+      this.pending = undefined;
+    });
+    return this.pending;
+  }
+
+  private async refresh(file: string): Promise<readonly CredentialRule[]> {
     try {
-      const info = await stat(this.file, { bigint: true });
+      const info = await stat(file, { bigint: true });
       const stamp = `${info.ino} ${info.size} ${info.mtimeNs}`;
       if (stamp === this.stamp) return this.rules;
       this.stamp = stamp;
       if (info.size > BigInt(MAX_FILE_BYTES)) {
         throw new AppError('InvalidArgument', {
           op: 'read credential rules',
-          subject: this.file,
+          subject: file,
           what: `larger than ${MAX_FILE_BYTES} bytes`,
         });
       }
-      this.rules = parseRules(await readFile(this.file, 'utf8'), this.file);
+      this.rules = parseRules(await readFile(file, 'utf8'), file);
     } catch (error) {
       const code = errnoOf(error);
       if (code === undefined && !(error instanceof AppError)) throw error;
@@ -119,7 +128,7 @@ export class RuleBook {
       this.onProblem(
         error instanceof AppError
           ? error
-          : new AppError('FailedPrecondition', { op: 'read credential rules', subject: this.file, what: `cannot be read (${code})` }),
+          : new AppError('FailedPrecondition', { op: 'read credential rules', subject: file, what: `cannot be read (${code})` }),
       );
     }
     return this.rules;

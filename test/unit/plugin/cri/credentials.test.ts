@@ -249,6 +249,30 @@ describe('Secrets', () => {
     expect(events.join()).toContain('Secrets cannot be used');
   });
 
+  test('an API server that is silent costs no more than its time; the pull goes on with what it brought', async () => {
+    const silent = {
+      get: (_path: string, signal: AbortSignal) =>
+        new Promise((_, reject) => {
+          if (signal.aborted) reject(signal.reason);
+          else signal.addEventListener('abort', () => reject(signal.reason));
+        }),
+    };
+    const rules = new RuleBook(undefined, systemClock, () => undefined);
+    const it = new CredentialBroker({
+      ...{ secrets: new PodSecrets(silent), rules, dockerConfig: undefined, events: tell },
+      admin: async () => ({ username: 'admin', password: SECRET }),
+    });
+    const auth = { username: 'own', password: SECRET, auth: '', serverAddress: '', identityToken: '', registryToken: '' };
+    const pod = subject({ facts: facts({ pullSecrets: ['x'] }) });
+    expect(users(await it.candidates({ ...pod, auth }, AbortSignal.timeout(50)))).toEqual(['pull own']);
+    expect(users(await it.candidates(pod, AbortSignal.timeout(50)))).toEqual(['admin admin']);
+    expect(events).toEqual(['credential-source-failed team/web Secrets cannot be used: no answer in time']);
+    const gone = new AbortController();
+    const asked = it.candidates(pod, AbortSignal.any([gone.signal, AbortSignal.timeout(60_000)]));
+    gone.abort(new Error('the caller gave it up'));
+    await expect(asked).rejects.toThrow('the caller gave it up');
+  });
+
   test('what a pull brought is first, and renewable when a Secret of the pod holds the same', async () => {
     addSecret('acr-credential-a', { 'r.example': 'own' });
     const auth = { username: 'own', password: SECRET, auth: '', serverAddress: '', identityToken: '', registryToken: '' };
@@ -356,6 +380,13 @@ describe('sources of rules', () => {
     }
   });
 
+  test('pulls that come together at the start wait for the rules', async () => {
+    const rulesFile = await scratch.file('rules.toml', rulesWith('/bin/true'));
+    const book = new RuleBook(rulesFile, systemClock, (error) => tell.add('refused', '', error.message));
+    const found = await Promise.all(Array.from({ length: 8 }, () => book.current()));
+    expect(found.map(({ length }) => length)).toEqual([1, 1, 1, 1, 1, 1, 1, 1]);
+  });
+
   test('a rules file that turns wrong leaves the former rules, and says so once', async () => {
     const rulesFile = await scratch.file('rules.toml', rulesWith(await provider(answerOf('one'))));
     let nowMs = 0;
@@ -412,6 +443,35 @@ describe('renewal', () => {
     await waitFor(() => userOf(vault) === 'back', { what: 'the Secret that came back', timeoutMs: 30_000 });
     expect(events.filter((event) => event.startsWith('credential-not-renewed'))).toHaveLength(1);
     expect(events.join()).not.toContain(SECRET);
+  });
+
+  test('leaves alone what a pull replaced, or somebody removed, while the API server was asked', async () => {
+    addSecret('acr-credential-a', { 'r.example': 'old' });
+    const [candidate] = await broker().candidates(subject({ facts: facts({ pullSecrets: ['acr-credential-a'] }) }), SIGNAL);
+    const entry = candidate!.entry!;
+    for (const change of ['replace', 'remove'] as const) {
+      const vault = await open();
+      await vault.put({ ...entry, credential: { username: 'older', password: SECRET } });
+      const asked = Promise.withResolvers<void>();
+      const answer = Promise.withResolvers<void>();
+      const slow = {
+        async get(path: string): Promise<unknown> {
+          asked.resolve();
+          await answer.promise;
+          return kube.get(path);
+        },
+      };
+      const it = new CredentialRenewer({
+        ...{ vault, secrets: new PodSecrets(slow), rules: new RuleBook(undefined, systemClock, () => undefined), clock: systemClock },
+        ...{ events: tell, logger: silentLogger, secretRecheckMs: 60_000, isRepositoryNeeded: () => true },
+      });
+      await asked.promise;
+      if (change === 'remove') await vault.delete(entry.id);
+      else await vault.put({ ...entry, credential: { username: 'newer', password: SECRET } });
+      answer.resolve();
+      await it[Symbol.asyncDispose]();
+      expect(userOf(vault), change).toBe(change === 'remove' ? undefined : 'newer');
+    }
   });
 
   test('asks a rule again before its answer expires', async () => {
