@@ -27,12 +27,13 @@ const CODES: Readonly<Record<number, ErrorCode>> = {
 interface Connection {
   readonly access: KubeAccess;
   readonly agent: Agent;
-  readonly stamp: string;
 }
 
 export class KubeClient {
   private readonly kubeconfig: string;
   private current: Connection | undefined;
+  /** Of settings that were renewed: calls under way end on the connections that they have, and nobody waits for them. */
+  private readonly former = new Set<Agent>();
   private pending: Promise<Connection> | undefined;
   private checkedMs = 0;
 
@@ -76,7 +77,7 @@ export class KubeClient {
   async close(): Promise<void> {
     const agent = this.current?.agent;
     this.current = undefined;
-    await agent?.destroy();
+    await Promise.all([agent, ...this.former].map((one) => one?.destroy()));
   }
 
   private connected(): Promise<Connection> {
@@ -89,14 +90,19 @@ export class KubeClient {
 
   private async renew(): Promise<Connection> {
     const known = this.current;
-    if (known === undefined || known.stamp !== (await stampOf(known.access.files))) {
+    if (known === undefined || known.access.stamp !== (await stampOf(known.access.files))) {
       const access = await readKubeconfig(this.kubeconfig);
-      this.current = { access, agent: agentFor(access), stamp: await stampOf(access.files) };
+      this.current = { access, agent: agentFor(access) };
+      if (known !== undefined) this.retire(known.agent);
     }
     this.checkedMs = performance.now();
-    // Calls under way end on the connections that they have.
-    if (known !== undefined && known !== this.current) await known.agent.close();
     return this.current!;
+  }
+
+  private retire(agent: Agent): void {
+    this.former.add(agent);
+    // Fails only when it is destroyed meanwhile.
+    void Promise.allSettled([agent.close()]).then(() => this.former.delete(agent));
   }
 }
 

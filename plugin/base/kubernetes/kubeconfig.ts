@@ -2,6 +2,7 @@
  * The part of a kubeconfig that says where the API server is and who we are. Source: Kubernetes, client-go `clientcmd/api/v1`. Programs that
  * supply credentials (`exec`) and proxies are refused by name: they would be silently missing otherwise.
  */
+import type { BigIntStats } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { parse } from 'yaml';
@@ -55,15 +56,18 @@ export interface KubeAccess {
   readonly authorization: string | undefined;
   /** The kubeconfig and the files that it names: when one changes, read again. */
   readonly files: readonly string[];
+  /** What {@link stampOf} said of them before they were read. */
+  readonly stamp: string;
 }
+
+const stampText = ({ ino, size, mtimeNs }: BigIntStats): string => `${ino} ${size} ${mtimeNs}`;
 
 /** Changes whenever one of the files does. */
 export async function stampOf(files: readonly string[]): Promise<string> {
   const parts = await Promise.all(
     files.map(async (file) => {
       try {
-        const info = await stat(file, { bigint: true });
-        return `${info.ino} ${info.size} ${info.mtimeNs}`;
+        return stampText(await stat(file, { bigint: true }));
       } catch (error) {
         return errnoOf(error) ?? 'unknown';
       }
@@ -75,10 +79,13 @@ export async function stampOf(files: readonly string[]): Promise<string> {
 /** Throws FailedPrecondition that names the file and quotes nothing of it. */
 export async function readKubeconfig(file: string): Promise<KubeAccess> {
   const refuse = (what: string): AppError => new AppError('FailedPrecondition', { op: 'read kubeconfig', subject: file, what });
+  const stamps: string[] = [];
   const read = async (name: string): Promise<string> => {
     try {
-      const { size } = await stat(name);
-      if (size > MAX_FILE_BYTES) throw refuse(`${name} has ${size} bytes, more than ${MAX_FILE_BYTES}`);
+      const info = await stat(name, { bigint: true });
+      if (info.size > BigInt(MAX_FILE_BYTES)) throw refuse(`${name} has ${info.size} bytes, more than ${MAX_FILE_BYTES}`);
+      // Before it is read: a change in between is then seen at the next look.
+      stamps.push(stampText(info));
       return await readFile(name, 'utf8');
     } catch (error) {
       throw error instanceof AppError ? error : refuse(`${name} cannot be read (${errnoOf(error) ?? 'unknown'})`);
@@ -117,14 +124,18 @@ export async function readKubeconfig(file: string): Promise<KubeAccess> {
   };
   const token = user.token !== undefined && user.token !== '' ? user.token : (await material(undefined, user.tokenFile))?.trim();
   const basic = user.username === undefined ? undefined : Buffer.from(`${user.username}:${user.password ?? ''}`).toString('base64');
+  const ca = await material(cluster['certificate-authority-data'], cluster['certificate-authority']);
+  const certificate = await material(user['client-certificate-data'], user['client-certificate']);
+  const key = await material(user['client-key-data'], user['client-key']);
   return {
     server: cluster.server.replace(/\/+$/, ''),
-    ca: await material(cluster['certificate-authority-data'], cluster['certificate-authority']),
-    certificate: await material(user['client-certificate-data'], user['client-certificate']),
-    key: await material(user['client-key-data'], user['client-key']),
+    ca,
+    certificate,
+    key,
     serverName: cluster['tls-server-name'],
     skipsVerify: cluster['insecure-skip-tls-verify'] ?? false,
     authorization: token !== undefined ? `Bearer ${token}` : basic !== undefined ? `Basic ${basic}` : undefined,
     files,
+    stamp: stamps.join('\n'),
   };
 }

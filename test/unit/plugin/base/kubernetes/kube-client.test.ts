@@ -5,7 +5,7 @@ import https from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { KubeClient } from '../../../../../plugin/base/kubernetes/kube-client.ts';
-import { readKubeconfig } from '../../../../../plugin/base/kubernetes/kubeconfig.ts';
+import { readKubeconfig, stampOf } from '../../../../../plugin/base/kubernetes/kubeconfig.ts';
 import { makeCertificates } from '../../../../support/registry-tls.ts';
 import { Scratch } from '../../../../support/scratch.ts';
 import { waitFor } from '../../../../support/wait.ts';
@@ -101,6 +101,38 @@ test('a token file that is renewed counts soon after, and YAML is read as well a
     { what: 'the new token', timeoutMs: 30_000, everyMs: 100 },
   );
   expect(seen[0]).toBe('Bearer first');
+});
+
+test('a file that changes while it is read is read again', async () => {
+  const text = kubeconfig({ server: 'http://127.0.0.1:1', user: { tokenFile: 'token' } });
+  await scratch.file('token', 'first');
+  const access = await readKubeconfig(await scratch.file('config', text));
+  expect(access.stamp).toBe(await stampOf(access.files));
+  await scratch.file('token', 'second');
+  expect(access.stamp).not.toBe(await stampOf(access.files));
+});
+
+test('nobody waits for calls that are under way with a former token', async () => {
+  const isRenewed = Promise.withResolvers<void>();
+  const port = await listen(
+    http.createServer((request, response) => {
+      if (request.url === '/slow') void isRenewed.promise.then(() => response.end('{"slow":true}'));
+      else response.end(JSON.stringify(request.headers.authorization));
+    }),
+  );
+  await scratch.file('token', 'first');
+  const text = kubeconfig({ server: `http://127.0.0.1:${port}`, user: { tokenFile: 'token' } });
+  const client = await clientOf(await scratch.file('config', text));
+  const slow = client.get('/slow', SIGNAL);
+  await client.get('/', SIGNAL);
+  await scratch.file('token', 'second');
+  await waitFor(async () => (await client.get('/', SIGNAL)) === 'Bearer second', {
+    what: 'the new token',
+    timeoutMs: 60_000,
+    everyMs: 100,
+  });
+  isRenewed.resolve();
+  expect(await slow).toEqual({ slow: true });
 });
 
 test('answers become errors by their status; an abort is the caller’s own', async () => {
