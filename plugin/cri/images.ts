@@ -38,6 +38,11 @@ export interface ImagesOptions {
   readonly ledger: () => Promise<{ bytes: number; files: number } | undefined>;
 }
 
+/** The file system that a path lies on; undefined when there is no such path. One look: no reason to leave the event loop. */
+function deviceOf(file: string): number | undefined {
+  return fs.statSync(file, { throwIfNoEntry: false })?.dev;
+}
+
 /** An answer with another message; failures as they are. */
 async function changed(answer: UnaryAnswer, change: (message: Uint8Array) => Promise<Uint8Array> | Uint8Array): Promise<UnaryAnswer> {
   return answer.message === undefined ? answer : { ...answer, message: await change(answer.message) };
@@ -98,7 +103,10 @@ export class ImageHandlers {
     return call.forward();
   };
 
-  /** Names a directory that exists, and counts what the store holds: containerd 1.6 and 1.7 guess the one and do not know the other. */
+  /**
+   * Names a directory that exists on the store's disk, and counts what the store holds: containerd 1.6 and 1.7 guess the one (it may be of an
+   * earlier configuration) and do not know the other.
+   */
   readonly fsInfo = async (call: UnaryCall): Promise<UnaryAnswer> => {
     const answer = await call.forward();
     const ledger = await this.options.ledger();
@@ -124,8 +132,10 @@ export class ImageHandlers {
   }
 
   private placed(usage: FilesystemUsage): FilesystemUsage {
-    // One look at a directory entry: no reason to leave the event loop.
-    return usage.mountpoint !== '' && fs.existsSync(usage.mountpoint) ? usage : { ...usage, mountpoint: this.options.rootDir };
+    const { rootDir } = this.options;
+    const own = deviceOf(rootDir);
+    const isRight = usage.mountpoint !== '' && own !== undefined && deviceOf(usage.mountpoint) === own;
+    return isRight ? usage : { ...usage, mountpoint: rootDir };
   }
 
   private pinned(message: Uint8Array): Uint8Array {

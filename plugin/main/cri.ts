@@ -43,6 +43,20 @@ export function excessTeller(add: PodEvents['add']): (repository: Repository, ac
   };
 }
 
+/** Events in the log and the database; one that cannot be stored, as on a full disk, stops nobody. */
+export function podEvents(store: Pick<EventStore, 'append'>, logger: Logger): PodEvents {
+  return {
+    add(type, subject, message) {
+      logger.info({ type, subject }, message);
+      try {
+        store.append({ atUs: wallTimeUs(), type, subject, message });
+      } catch (error) {
+        logger.error({ reason: describeError(error) }, 'an event could not be stored');
+      }
+    },
+  };
+}
+
 export interface CriParts {
   readonly config: Config;
   readonly vault: CredentialVault;
@@ -54,11 +68,7 @@ export interface CriParts {
 
 /** Starts the image service. Errors: those of startCri. */
 export function startImageService({ config, vault, snapshotter, blockd, caches, logger }: CriParts): Promise<CriService> {
-  const store = new EventStore(snapshotter.database);
-  const add: PodEvents['add'] = (type, subject, message) => {
-    logger.info({ type, subject }, message);
-    store.append({ atUs: wallTimeUs(), type, subject, message });
-  };
+  const { add } = podEvents(new EventStore(snapshotter.database), logger);
   const { cri, credentials, registry } = config;
   const onExcess = excessTeller(add);
   let lastLedger: { bytes: number; files: number } | undefined;
@@ -115,9 +125,20 @@ export function startImageService({ config, vault, snapshotter, blockd, caches, 
   );
 }
 
-function resolutionOf(snapshotter: SnapshotterService, reference: Reference): Resolution | undefined {
+/** Labels of other clients than kubelet name images as they like. */
+function isNamed(image: string, wanted: string): boolean {
+  try {
+    return formatReference(parseReference(image)) === wanted;
+  } catch (error) {
+    if (isAppError(error, 'InvalidArgument')) return false;
+    throw error;
+  }
+}
+
+/** How an image was resolved last; undefined: not lately. */
+export function resolutionOf(snapshotter: Pick<SnapshotterService, 'resolutions'>, reference: Reference): Resolution | undefined {
   const wanted = formatReference(reference);
-  const row = snapshotter.resolutions(RESOLUTIONS).find(({ image }) => formatReference(parseReference(image)) === wanted);
+  const row = snapshotter.resolutions(RESOLUTIONS).find(({ image }) => isNamed(image, wanted));
   if (row === undefined) return undefined;
   const lazy = `${row.lazyLayers} of ${row.totalLayers} layers are lazy`;
   const reason = row.reason === null ? lazy : row.lazyLayers === 0 ? row.reason : `${lazy}: ${row.reason}`;

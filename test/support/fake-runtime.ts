@@ -22,6 +22,8 @@ type Method = keyof typeof IMAGE_METHODS;
 
 export class FakeRuntime implements AsyncDisposable {
   readonly images: RuntimeImage[] = [];
+  /** Where it thinks that images lie. */
+  mountpoint = '/no/such/guess';
   /** What a pull finds, by reference; others are NotFound. */
   readonly registry = new Map<string, RuntimeImage>();
   readonly pulls: SeenPull[] = [];
@@ -90,7 +92,7 @@ export class FakeRuntime implements AsyncDisposable {
       case 'ImageFsInfo':
         return {
           imageFilesystems: [
-            { timestamp: 5, fsId: { mountpoint: '/no/such/guess' }, usedBytes: { value: 1000 }, inodesUsed: { value: 10 } },
+            { timestamp: 5, fsId: { mountpoint: this.mountpoint }, usedBytes: { value: 1000 }, inodesUsed: { value: 10 } },
           ],
         };
       case 'RemoveImage':

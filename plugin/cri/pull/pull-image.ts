@@ -136,11 +136,12 @@ export class PullImageHandler {
     return undefined;
   }
 
-  /** Decides and writes it down. Throws Refusal for a pin that does not serve. */
+  /** Decides and writes it down, unless another call has meanwhile. Throws Refusal for a pin that does not serve. */
   private decide({ image }: Pull, pod: KnownPod, digest: string | undefined): CacheDecision {
     const { pods, caches, events } = this.options;
     const { uid, namespace, name } = pod.sandbox;
     const known = pods.decision(uid, image);
+    if (known !== undefined && known.decision !== 'refused') return decisionOf(known);
     let decision: CacheDecision;
     try {
       decision =
@@ -165,16 +166,9 @@ export class PullImageHandler {
     return decision;
   }
 
-  private async candidates(pull: Pull): Promise<Candidate[]> {
-    const { request, image, reference, pod, call } = pull;
-    const signal = this.lookupSignal(call);
-    try {
-      return await this.options.broker.candidates({ pod: pod?.sandbox, facts: pod?.facts, image, reference, auth: request.auth }, signal);
-    } catch (error) {
-      if (call.signal.aborted || !signal.aborted) throw error;
-      this.options.events.add('credential-source-failed', subjectOf(pull), `looking for credentials of ${image} took too long`);
-      return [];
-    }
+  private candidates({ request, image, reference, pod, call }: Pull): Promise<Candidate[]> {
+    const subject = { pod: pod?.sandbox, facts: pod?.facts, image, reference, auth: request.auth };
+    return this.options.broker.candidates(subject, this.lookupSignal(call));
   }
 
   /** The answer when containerd has the image as the cache has it; undefined: it must be pulled after all. */
@@ -234,8 +228,9 @@ export class PullImageHandler {
       const found = await rights.check(pull.reference, digest, candidate?.credential, pull.call.signal);
       reason = `${found.reason} (${candidate === undefined ? 'without credentials' : `with ${candidate.source}`})`;
       if (found.verdict === 'granted') return { candidate, reason };
-      if (found.verdict === 'refused') isRefused = true;
-      else if (!isRefused) break;
+      // A registry that does not answer does not for others.
+      if (found.verdict === 'unknown') break;
+      isRefused = true;
     }
     if (!isRefused && imageRights === 'check') return { candidate: undefined, reason: `its rights could not be checked: ${reason}` };
     return {
@@ -260,7 +255,7 @@ export class PullImageHandler {
     const isOwn = candidate === undefined || credentialFingerprint(candidate.credential) === brought;
     const answer = await call.forward(isOwn ? undefined : withAuth(call.message, authOf(candidate.credential)));
     const isPulled = grpcStatusOf(answer) === 0;
-    if (id !== undefined && !isSure && !isPulled) await vault.restore(id, before);
+    if (candidate !== undefined && id !== undefined && !isSure && !isPulled) await vault.restore(id, before, candidate.credential);
     if (decision !== undefined && isPulled) {
       const resolution = this.options.resolutionOf(reference);
       const how = candidate === undefined ? [] : [`pulled with credentials of ${candidate.source}`];
@@ -269,13 +264,18 @@ export class PullImageHandler {
     return answer;
   }
 
-  /** The first credentials that the registry takes; of those that it did not judge, the best; none: it refuses all. */
+  /**
+   * The first credentials that the registry takes; of those that it did not judge, the best; none: it refuses all. A registry that is away
+   * is not asked about each in turn: the pull waits for it.
+   */
   private async choose(
     { reference, call }: Pull,
     candidates: readonly Candidate[],
   ): Promise<{ candidate: Candidate | undefined; isSure: boolean }> {
     let unjudged: Candidate | undefined;
+    const untilMs = performance.now() + this.options.lookupMs / 2;
     for (const candidate of candidates) {
+      if (performance.now() >= untilMs) return { candidate: unjudged ?? candidate, isSure: false };
       const { verdict } = await this.options.rights.check(reference, undefined, candidate.credential, call.signal);
       if (verdict === 'granted') return { candidate, isSure: true };
       if (verdict === 'unknown') unjudged ??= candidate;

@@ -11,6 +11,7 @@ import { systemClock } from '../../../../plugin/base/clock.ts';
 import { AppError } from '../../../../plugin/base/errors.ts';
 import { silentLogger } from '../../../../plugin/base/log.ts';
 import { type CriDependencies, type CriOptions, type CriService, startCri } from '../../../../plugin/cri/service.ts';
+import { sealedSources } from '../../../../plugin/registry/vault/sealed-source.ts';
 import { CredentialVault } from '../../../../plugin/registry/vault/vault.ts';
 import { IMAGE_METHODS } from '../../../support/cri-messages.ts';
 import { CacheHost, fakeImage } from '../../../support/fake-caches.ts';
@@ -257,6 +258,23 @@ describe('a pod that pins nothing', () => {
     expect(decisionFor('p', A)).toMatchObject({ outcome: 'present' });
   });
 
+  test('is decided once, however many calls ask at once', async () => {
+    await cacheOf('one', [A]);
+    let decisions = 0;
+    const counting = Object.create(caches.service, {
+      matchForPod: {
+        value: (request: Parameters<typeof caches.service.matchForPod>[0]) => {
+          decisions += 1;
+          return caches.service.matchForPod(request);
+        },
+      },
+    }) as typeof caches.service;
+    await restart({}, { caches: counting });
+    const answers = await Promise.all(Array.from({ length: 8 }, () => pull(A, { name: 'p' })));
+    expect(answers.every(({ code }) => code === CODES.ok)).toBe(true);
+    expect(decisions).toBe(1);
+  });
+
   test('gets what the name means now when the tag has moved since the cache was made; with the registry away, what the cache has', async () => {
     const id = await cacheOf('one', [A]);
     expect((await pull(A, { name: 'before' })).code).toBe(CODES.ok);
@@ -435,6 +453,26 @@ describe('rights', () => {
     expect((await pull(A, { name: 'e', annotations })).code).toBe(CODES.ok);
   });
 
+  test('whatever a pod brings, the data plane goes on reading what others brought', async () => {
+    for (const reference of [A, B, C]) pullable(reference);
+    const odd = { username: 'token-as-name', password: '' };
+    const huge = { username: 'u', password: 'x'.repeat(100_000) };
+    allowed = new Set(['owner:good', 'token-as-name:', `u:${huge.password}`]);
+    for (const [image, auth] of [
+      [A, owner],
+      [B, odd],
+      [C, huge],
+    ] as const) {
+      expect((await pull(image, { name: 'p', annotations: { [AUTO]: 'false' }, auth })).code).toBe(CODES.ok);
+    }
+    const reader = sealedSources({ file: scratch.join('v'), keyFile: scratch.join('k') });
+    expect(await reader.ofPods('r.example', 'team/a')).toEqual(owner);
+    expect(await reader.ofPods('r.example', 'team/b')).toEqual(odd);
+    expect(await reader.ofPods('r.example', 'team/c')).toBeUndefined();
+    expect(events.filter(({ type }) => type === 'credential-not-stored')).toHaveLength(1);
+    expect(JSON.stringify(events)).not.toContain('xxxx');
+  });
+
   test('what a pull brings is kept once the registry takes it, for its repository alone, and goes to containerd unchanged', async () => {
     for (const reference of [A, B]) pullable(reference);
     allowed = new Set(['owner:good']);
@@ -477,6 +515,23 @@ describe('when parts fail', () => {
       CODES.notFound,
     );
     expect(await vault.sources().ofPods('r.example', 'team/a')).toEqual({ username: 'u', password: 'p' });
+  });
+
+  test('a registry that is silent is not asked about one credential after the other', async () => {
+    pullable(A);
+    const dockerConfig = await scratch.file('config.json', '{"auths":{"r.example":{"username":"docker","password":"d"}}}');
+    await vault.put({
+      ...{ id: 'admin:r.example', origin: 'admin', prefix: 'r.example', isExact: false, expiresMs: null, renewal: null },
+      credential: { username: 'admin', password: 'a' },
+    });
+    const silent: CriDependencies['askRegistry'] = (_reference, _object, credential, signal) => {
+      asked.push(credential !== undefined && 'username' in credential ? credential.username : '');
+      return new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+    };
+    await restart({ dockerConfig, lookupMs: 200 }, { askRegistry: silent });
+    expect((await pull(A, { name: 'p', annotations: { [AUTO]: 'false' } })).code).toBe(CODES.ok);
+    expect(asked).toEqual(['docker']);
+    expect(runtime.pulls).toEqual([{ image: A, auth: 'docker:d' }]);
   });
 
   test('a pull that no pod makes goes through', async () => {
@@ -535,6 +590,17 @@ describe('the other methods', () => {
     expect(decode(IMAGE_METHODS.ImageFsInfo.response, bytes!)).toEqual({
       imageFilesystems: [{ timestamp: 5, fsId: { mountpoint: scratch.path }, usedBytes: { value: 1500 }, inodesUsed: { value: 16 } }],
     });
+  });
+
+  test('keep a directory that is on the disk of the store, and no other: an earlier configuration may have left one', async () => {
+    const mountpointFor = async (mountpoint: string): Promise<unknown> => {
+      runtime.mountpoint = mountpoint;
+      const answer = decode(IMAGE_METHODS.ImageFsInfo.response, (await call('ImageFsInfo', {})).bytes!);
+      return (answer.imageFilesystems as { fsId: Message }[])[0]?.fsId.mountpoint;
+    };
+    const beside = await scratch.dir('beside');
+    expect(await mountpointFor(beside)).toBe(beside);
+    expect(await mountpointFor('/proc')).toBe(scratch.path);
   });
 
   test('explain only pods that are known', () => {
