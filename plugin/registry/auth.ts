@@ -9,6 +9,7 @@ import { LRUCache } from 'lru-cache';
 import type { Clock } from '../base/clock.ts';
 import { AppError, describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import { LogRepeater } from '../base/log-repeater.ts';
 import { type Challenge, parseChallenges } from './challenge.ts';
 import { basicHeader, type Credential, type CredentialSource, credentialFingerprint } from './credentials.ts';
 import type { Endpoint } from './hosts.ts';
@@ -63,9 +64,12 @@ export class Authenticator {
   private readonly failures = new LRUCache<string, { error: AppError; untilMs: number }>({ max: MAX_TOKEN_FAILURES });
   private readonly pendingTokens = new Map<string, Promise<StoredToken>>();
   private readonly renewing = new Set<string>();
+  /** Every request in the last quarter of a token's life tries to renew it. */
+  private readonly log: LogRepeater;
 
   constructor(options: AuthenticatorOptions) {
     this.options = options;
+    this.log = new LogRepeater(options.logger, options.clock);
   }
 
   /** The header for the next request, or undefined to go without. Usually answers at once. Rejects with what logging in throws. */
@@ -104,7 +108,7 @@ export class Authenticator {
     };
     renewal()
       .catch((error: unknown) =>
-        this.options.logger.warn({ endpoint: endpoint.key, err: describeError(error) }, 'renewing a registry token early failed'),
+        this.log.write('warn', { endpoint: endpoint.key, err: describeError(error) }, 'renewing a registry token early failed'),
       )
       .finally(() => this.renewing.delete(key));
   }

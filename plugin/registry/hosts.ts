@@ -8,6 +8,7 @@ import { LRUCache } from 'lru-cache';
 import type { Clock } from '../base/clock.ts';
 import { AppError, describeError, errnoOf } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import { LogRepeater } from '../base/log-repeater.ts';
 import { ALL_CAPABILITIES, type Capability, type HostSection, parseHostsToml } from './hosts-toml.ts';
 import { CONNECT_TIMEOUT_MS, FILE_RECHECK_MS, MAX_HOST_FILE_BYTES, MAX_HOSTS } from './limits.ts';
 import { isLocalHost, isRegistryHost } from './reference.ts';
@@ -56,9 +57,11 @@ export class HostResolver {
   private readonly options: HostResolverOptions;
   private readonly entries = new LRUCache<string, Entry>({ max: MAX_HOSTS });
   private readonly pending = new Map<string, Promise<Entry>>();
+  private readonly log: LogRepeater;
 
   constructor(options: HostResolverOptions) {
     this.options = options;
+    this.log = new LogRepeater(options.logger, options.clock);
   }
 
   /**
@@ -96,7 +99,7 @@ export class HostResolver {
       }
     } catch (error) {
       if (known === undefined) throw error;
-      this.options.logger.error({ host, err: describeError(error) }, 'registry host settings cannot be read; the earlier ones stay in use');
+      this.log.write('error', { host, err: describeError(error) }, 'registry host settings cannot be read; the earlier ones stay in use');
       entry = { ...known, checkedMs };
     }
     this.entries.set(host, entry);

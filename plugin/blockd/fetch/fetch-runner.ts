@@ -11,6 +11,7 @@ import { setMaxListeners } from 'node:events';
 import type { Clock } from '../../base/clock.ts';
 import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
+import { LogRepeater } from '../../base/log-repeater.ts';
 import type { ChunkStore } from '../../file/store/chunk-store.ts';
 import type { BlobFetches } from './blob-fetches.ts';
 import { BufferPool } from './buffer-pool.ts';
@@ -50,6 +51,8 @@ export class FetchRunner {
   readonly latency = new LatencyHistogram();
   private readonly options: RunnerOptions;
   private readonly queue: FetchQueue;
+  /** A registry that comes and goes, or a mirror that lies, does so for every blob. */
+  private readonly log: LogRepeater;
   private readonly buffers = new BufferPool();
   /** Oldest start first. */
   private readonly running = new Set<Fetch>();
@@ -63,6 +66,7 @@ export class FetchRunner {
   constructor(options: RunnerOptions, queue: FetchQueue) {
     this.options = options;
     this.queue = queue;
+    this.log = new LogRepeater(options.log, options.clock);
     setMaxListeners(0, this.stop.signal);
   }
 
@@ -189,7 +193,7 @@ export class FetchRunner {
       fetch.hasLostData = true;
       const mirror = typeof error.details.mirror === 'string' ? error.details.mirror : blob.lastMirror;
       if (mirror !== undefined) fetch.avoidMirrors = [...fetch.avoidMirrors, mirror];
-      this.options.log.warn({ digest: blob.handle.source.digest, err: error }, 'wrong bytes fetched; another mirror is asked');
+      this.log.write('warn', { digest: blob.handle.source.digest, err: error }, 'wrong bytes fetched; another mirror is asked');
       this.requeue(fetch);
     } else if (this.patienceLeftMs(fetch, error) > 0) {
       this.pause(blob, error);
@@ -217,7 +221,7 @@ export class FetchRunner {
       blob.failingSinceMs = clock.monotonicMs();
       this.waitingBlobs.add(blob);
       const digest = blob.handle.source.digest;
-      this.options.log.warn({ digest, err: error }, 'a blob cannot be fetched; its readers wait');
+      this.log.write('warn', { digest, err: error }, 'a blob cannot be fetched; its readers wait');
       this.options.onEvent({ kind: 'fetch-waiting', digest, code: error.code, detail: describeError(error) });
     }
     if (blob.isParked) return;
@@ -250,19 +254,19 @@ export class FetchRunner {
     blob.lastError = undefined;
     this.waitingBlobs.delete(blob);
     this.queue.refresh(blob);
-    this.options.log.info({ digest: blob.handle.source.digest, waitedMs }, 'a blob can be fetched again');
+    this.log.write('info', { digest: blob.handle.source.digest, waitedMs }, 'a blob can be fetched again');
     this.options.onEvent({ kind: 'fetch-resumed', digest: blob.handle.source.digest, waitedMs });
   }
 
   private giveUp(fetch: Fetch, error: AppError): void {
     const { blob } = fetch;
-    const { clock, log, onEvent } = this.options;
+    const { clock, onEvent } = this.options;
     for (const counters of [this.counters, blob.counters]) counters.failures += 1;
     const nowMs = clock.monotonicMs();
     if (nowMs - blob.failedToldAtMs >= FAILED_EVENT_GAP_MS) {
       blob.failedToldAtMs = nowMs;
       const digest = blob.handle.source.digest;
-      log.error({ digest, offset: fetch.offsetBytes, length: fetch.lengthBytes, err: error }, 'a read is given up');
+      this.log.write('error', { digest, offset: fetch.offsetBytes, length: fetch.lengthBytes, err: error }, 'a read is given up');
       onEvent({ kind: 'fetch-failed', digest, code: error.code, detail: describeError(error) });
     }
     this.reject(fetch, error);

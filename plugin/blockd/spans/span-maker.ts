@@ -6,9 +6,11 @@
  * Each span is inflated once a node, not once a reader. What is on disk is found again after a restart as any blob's units are.
  */
 import { randomUUID } from 'node:crypto';
+import { systemClock } from '../../base/clock.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
 import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
+import { LogRepeater } from '../../base/log-repeater.ts';
 import { MIB } from '../../base/units.ts';
 import type { GzipSource } from '../../file/device-file.ts';
 import { MissingList } from '../../file/file.ts';
@@ -46,7 +48,7 @@ export class SpanMaker {
   private readonly store: ChunkStore;
   private readonly scheduler: FetchScheduler;
   private readonly threads: InflateThreads;
-  private readonly log: Logger;
+  private readonly log: LogRepeater;
   private readonly gate = new ByteGate(UNDER_WAY_BYTES);
   /** By blob and span. */
   private readonly underWay = new Map<string, Promise<void>>();
@@ -60,7 +62,7 @@ export class SpanMaker {
     this.store = parts.store;
     this.scheduler = parts.scheduler;
     this.threads = parts.threads;
-    this.log = parts.log;
+    this.log = new LogRepeater(parts.log, systemClock);
   }
 
   /**
@@ -161,7 +163,7 @@ export class SpanMaker {
     const what = `span ${span}, ${length} bytes at ${offset} of the ${isGzip ? 'layer' : 'index'}: ${fault.what}`;
     if (repairs === MAX_REPAIRS || length === 0)
       throw new AppError('DataLoss', { op: 'read gzip layer', subject: gzip.source.digest, what });
-    this.log.warn({ digest: gzip.source.digest, reason: what }, 'corrupt bytes; fetching them again');
+    this.log.write('warn', { digest: gzip.source.digest, reason: what }, 'corrupt bytes; fetching them again');
     // Rejects with DataLoss when all of them were fetched again within a minute.
     await this.scheduler.repair(handle, offset, length, closed);
   }

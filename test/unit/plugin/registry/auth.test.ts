@@ -1,6 +1,7 @@
 /** Logging in: how often, with which scope, what happens to expired tokens and changed credentials, and that secrets stay home. */
 import { afterEach, describe, expect, test } from 'vitest';
 import { describeError } from '../../../../plugin/base/errors.ts';
+import { type Logger, silentLogger } from '../../../../plugin/base/log.ts';
 import type { RegistryClient, RegistryClientOptions } from '../../../../plugin/registry/client.ts';
 import type { Credential } from '../../../../plugin/registry/credentials.ts';
 import { type FaultRegistry, type FaultRegistryOptions, startFaultRegistry } from '../../../support/fault-registry.ts';
@@ -93,6 +94,19 @@ describe('Bearer', () => {
     const { registry, read } = await start({ auth });
     registry.inject({ server: 'token', path: /token/, effect: { kind: 'status', status: 503 } });
     expect((await failureOf(read())).code).toBe('Unavailable');
+  });
+
+  test('a token service that is away in the last quarter of a token’s life costs no read and one line a minute', async () => {
+    let nowMs = 0;
+    const clock = { nowMs: () => Date.now(), monotonicMs: () => nowMs, sleep: async () => {} };
+    const lines: string[] = [];
+    const logger = Object.create(silentLogger, { warn: { value: (_facts: object, message: string) => lines.push(message) } }) as Logger;
+    const { registry, read } = await start({ auth: { ...auth, lifetimeS: 1000 } }, { clock, logger });
+    await read();
+    registry.inject({ server: 'token', path: /token/, effect: { kind: 'status', status: 503 }, times: 1000 });
+    for (nowMs = 760_000; nowMs < 790_000; nowMs += 1000) await read();
+    await expect.poll(() => lines.length).toBeGreaterThan(0);
+    expect(lines).toEqual(['renewing a registry token early failed']);
   });
 
   test.each([
