@@ -1,6 +1,5 @@
 /** Worker thread that adds up what directory trees take, as containerd does: allocated blocks, each inode once. */
 import fs from 'node:fs';
-import path from 'node:path';
 import { parentPort } from 'node:worker_threads';
 
 export interface UsageAnswer {
@@ -15,21 +14,24 @@ function errnoIs(error: unknown, ...codes: string[]): boolean {
   return error instanceof Error && 'code' in error && codes.includes(String(error.code));
 }
 
-/** Walks one tree. What vanishes meanwhile (a running container deletes files) does not count. */
-function measure(root: string): UsageAnswer {
+/** Walks one tree. What vanishes meanwhile (a running container deletes files) does not count, nor what lies too deep to be named. */
+function measure(rootPath: string): UsageAnswer {
   const seen = new Set<bigint>();
+  // Names are bytes, whatever a container writes: kept one character each, since text would lose those that are no UTF-8.
+  const root = Buffer.from(rootPath).toString('latin1');
   const pending = [root];
   let bytes = 0;
   for (let current = pending.pop(); current !== undefined; current = pending.pop()) {
     try {
-      const stat = fs.lstatSync(current, { bigint: true });
+      const file = Buffer.from(current, 'latin1');
+      const stat = fs.lstatSync(file, { bigint: true });
       // One tree lies on one file system, so the inode number alone tells inodes apart.
       if (seen.has(stat.ino)) continue;
       seen.add(stat.ino);
       bytes += Number(stat.blocks) * 512;
-      if (stat.isDirectory()) for (const name of fs.readdirSync(current)) pending.push(path.join(current, name));
+      if (stat.isDirectory()) for (const name of fs.readdirSync(file, 'latin1')) pending.push(`${current}/${name}`);
     } catch (error) {
-      if (current === root || !errnoIs(error, 'ENOENT', 'ENOTDIR')) throw error;
+      if (current === root || !errnoIs(error, 'ENOENT', 'ENOTDIR', 'ENAMETOOLONG')) throw error;
     }
   }
   return { inodes: seen.size, bytes };

@@ -1,4 +1,5 @@
 /** Ordinary snapshots: life cycle, errors, labels, usage, and what survives when files and database disagree. */
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
@@ -71,6 +72,27 @@ test('usage of a committed snapshot is stored, that of an active one is walked w
   const usage = await harness.snapshotter.usageOf('a');
   expect(usage.inodes).toBe(2);
   expect(usage.bytes).toBeGreaterThanOrEqual(8192);
+});
+
+test('usage counts files whose names are no UTF-8, and is told of a tree that goes deeper than a path can name', async () => {
+  const [mount] = await harness.snapshotter.prepare('odd', '', {}, NEVER_ABORTED);
+  const odd = Buffer.concat([Buffer.from(`${mount!.source}/dir-`), Buffer.from([0xff, 0xfe])]);
+  await fs.mkdir(odd);
+  await fs.writeFile(Buffer.concat([odd, Buffer.from([0x2f, 0xe4])]), 'x'.repeat(8192));
+  // By relative paths, as a container's programs may.
+  const deep = `for (let i = 0; i < 30; i++) { fs.mkdirSync('d'.repeat(200)); process.chdir('d'.repeat(200)); }`;
+  try {
+    const made = spawnSync(process.execPath, ['-e', deep], { cwd: mount!.source, encoding: 'utf8' });
+    expect(made).toMatchObject({ status: 0, stderr: '' });
+    const usage = await harness.snapshotter.usageOf('odd');
+    expect(usage.bytes).toBeGreaterThanOrEqual(8192);
+    expect(usage.inodes).toBeGreaterThan(15);
+    await harness.snapshotter.commit('odd-layer', 'odd', {}, NEVER_ABORTED);
+    expect(harness.snapshotter.stat('odd-layer').kind).toBe('committed');
+  } finally {
+    // The scratch directory is removed by names.
+    spawnSync('rm', ['-rf', '--', mount!.source]);
+  }
 });
 
 test('a removed snapshot is gone at once, its bytes at the cleanup; a cleanup that was cut short is finished by the next', async () => {
