@@ -2,7 +2,7 @@
  * Gets a bearer token from a registry's token service. Source: distribution, docs/spec/auth/token.md (GET with Basic) and oauth.md (POST
  * with a refresh token).
  */
-import { AppError } from '../base/errors.ts';
+import { AppError, type ErrorCode } from '../base/errors.ts';
 import { CollectSink } from './body.ts';
 import { basicHeader, type Credential } from './credentials.ts';
 import { type Headers, type Purpose, peerError, statusError } from './http-errors.ts';
@@ -42,7 +42,7 @@ export interface TokenContext {
 }
 
 /**
- * One request to the realm. Throws AppError: Unauthenticated when the credentials are refused, PermissionDenied, Unavailable (retry),
+ * One request to the realm. Throws AppError: Unauthenticated when the credentials are refused, in whatever words, Unavailable (retry),
  * FailedPrecondition for a realm that must not be used.
  */
 export async function requestToken(request: TokenRequest, credential: Credential | undefined, context: TokenContext): Promise<Token> {
@@ -89,9 +89,11 @@ export async function requestToken(request: TokenRequest, credential: Credential
 }
 
 /** A token service answers 400 and 403 for wrong passwords too; a redirect is refused, since a password would follow it. */
+const REFUSALS: ReadonlySet<ErrorCode> = new Set(['InvalidArgument', 'PermissionDenied', 'NotFound', 'Internal']);
+
 function tokenStatusError(at: Purpose, status: number, headers: Headers, nowMs: number): AppError {
   const error = statusError(at, status, headers, nowMs);
-  if (error.code !== 'InvalidArgument' && error.code !== 'NotFound' && error.code !== 'Internal') return error;
+  if (!REFUSALS.has(error.code)) return error;
   return new AppError('Unauthenticated', {
     op: at.op,
     subject: at.subject,

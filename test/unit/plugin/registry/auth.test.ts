@@ -2,6 +2,7 @@
 import { afterEach, describe, expect, test } from 'vitest';
 import { describeError } from '../../../../plugin/base/errors.ts';
 import { type Logger, silentLogger } from '../../../../plugin/base/log.ts';
+import { patienceFor } from '../../../../plugin/blockd/fetch/retry-policy.ts';
 import type { RegistryClient, RegistryClientOptions } from '../../../../plugin/registry/client.ts';
 import type { Credential } from '../../../../plugin/registry/credentials.ts';
 import { type FaultRegistry, type FaultRegistryOptions, startFaultRegistry } from '../../../support/fault-registry.ts';
@@ -89,6 +90,17 @@ describe('Bearer', () => {
     await failureOf(read());
     expect(registry.requests('token').length).toBe(1);
   });
+
+  test.each([400, 401, 403, 404])(
+    'a token service that answers %d has refused the credentials: readers wait for others',
+    async (status) => {
+      const { registry, read } = await start({ auth });
+      registry.inject({ server: 'token', path: /token/, effect: { kind: 'status', status } });
+      const error = await failureOf(read());
+      expect(error.code).toBe('Unauthenticated');
+      expect(patienceFor(error, 600_000)).toBe(600_000);
+    },
+  );
 
   test('a token service that is away is Unavailable', async () => {
     const { registry, read } = await start({ auth });
