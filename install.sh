@@ -55,11 +55,22 @@ change() {
   fi
 }
 
+# Refuses a link that leads out of --root: there lies a file of this machine, not of the one that is installed into.
+stays_inside() {
+  local target top
+  target=$(readlink -f "$1" || true)
+  top=$(readlink -f "$ROOT/")
+  case $target in "${top%/}"/*) ;; *) die "$1 leads out of $ROOT, to $target" ;; esac
+}
+
 # put FILE MODE: standard input becomes the file's content, at once and durably; nothing happens if it is that already. A file that is
 # there keeps its mode and owner, and a link stays one.
 put() {
   local file=$1 mode=$2 text=$WORK/put
-  if [ -L "$file" ] && [ -f "$file" ]; then file=$(readlink -f "$file"); fi
+  if [ -L "$file" ] && [ -f "$file" ]; then
+    stays_inside "$file"
+    file=$(readlink -f "$file")
+  fi
   cat >"$text"
   if [ -f "$file" ] && cmp -s "$text" "$file"; then return; fi
   if [ -e "$file" ]; then change "change $file" put_now "$text" "$file" "$mode"; else change "create $file" put_now "$text" "$file" "$mode"; fi
@@ -153,7 +164,16 @@ clean_up() {
 }
 trap clean_up EXIT
 
+# One at a time: the directory itself is the lock, which ends with this process.
+lock() {
+  if [ "$DRY_RUN" = yes ]; then return; fi
+  exec 9<"$DEST"
+  flock -n 9 || die "another install.sh works on $DEST"
+}
+
 has_systemd() { [ -z "$ROOT" ] && [ -d /run/systemd/system ]; }
+# Also after a run that was interrupted between the file and the manager.
+needs_daemon_reload() { has_systemd && [ "$(systemctl show -p NeedDaemonReload --value "$NAME" 2>/dev/null || true)" = yes ]; }
 systemd_version() { systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p'; }
 
 # ---- the version to install --------------------------------------------------------------------------------------------------
@@ -211,7 +231,6 @@ production_modules() {
 # The directory appears under its name only when it is complete; one that is there is never written to.
 install_version() {
   local module
-  mkdir -p "$DEST"
   NEW=$(mktemp -d "$DEST/.new.XXXXXX")
   chmod 755 "$NEW"
   rm "$WORK/app/node_modules"
@@ -242,9 +261,14 @@ is_running_from() {
   return 1
 }
 
-# Old versions go, but not the one before (to go back to) nor any that a process still runs from.
+# What an interrupted run left goes, and so do old versions, but not the one before (to go back to) nor any that a process still runs
+# from. A run that changed no version does not know which was the one before, and leaves all of them.
 prune_versions() {
   local directory
+  for directory in "$DEST"/.new.*; do
+    if [ -d "$directory" ]; then change "remove $directory, which was never finished" rm -rf "$directory"; fi
+  done
+  if [ "$1" = "$VERSION" ]; then return; fi
   for directory in "$DEST"/$VERSION_GLOB; do
     if [ ! -d "$directory" ] || [ -L "$directory" ]; then continue; fi
     case $(basename "$directory") in "$VERSION" | "$1") continue ;; esac
@@ -258,6 +282,7 @@ prune_versions() {
 # Writes the new text to $WORK/containerd.toml, and refuses before anything has changed.
 plan_stanza() {
   local file=$ROOT$CONTAINERD_CONFIG version=2
+  if [ -L "$file" ]; then stays_inside "$file"; fi
   if command -v containerd >/dev/null && containerd --version | grep -E ' v?[2-9][0-9]*\.[0-9]' >/dev/null; then version=3; fi
   "$NODE" "$WORK/app/admin/install/containerd-config.js" add "$file" "$1" "$version" "$CRI" >"$WORK/containerd.toml" ||
     die "nothing was changed; --no-containerd installs without the stanza"
@@ -319,6 +344,8 @@ install_all() {
   absolute paths.run "$run_dir"
   if [ "$EDIT_CONTAINERD" = yes ]; then plan_stanza "$ours"; fi
 
+  if [ "$DRY_RUN" = no ]; then mkdir -p "$DEST"; fi
+  lock
   if [ ! -d "$DEST/$VERSION" ]; then change "install $DEST/$VERSION" install_version; fi
   previous=$(readlink "$CURRENT" 2>/dev/null || true)
   link "$VERSION" "$CURRENT"
@@ -332,7 +359,9 @@ install_all() {
   local changes_before_unit=$CHANGES
   put "$UNIT" 644 < <(sed -e "s#/opt/$NAME#$PREFIX#g" -e "s#/etc/$NAME/config.toml#$CONFIG#g" "$SOURCE/systemd/$NAME.service")
   if has_systemd && [ "$(systemd_version)" -ge 254 ]; then put "$DROP_IN" 644 <"$SOURCE/systemd/descriptors.conf"; fi
-  if has_systemd && [ "$CHANGES" != "$changes_before_unit" ]; then change "systemctl daemon-reload" systemctl daemon-reload; fi
+  if has_systemd && [ "$CHANGES" != "$changes_before_unit" ] || needs_daemon_reload; then
+    change "systemctl daemon-reload" systemctl daemon-reload
+  fi
 
   if [ "$EDIT_CONTAINERD" = yes ]; then apply_stanza; fi
 
@@ -340,7 +369,7 @@ install_all() {
     if ! systemctl is-enabled --quiet "$NAME" 2>/dev/null; then change "systemctl enable $NAME" systemctl enable "$NAME"; fi
     if [ "$was_active" = no ]; then
       change "systemctl start $NAME" systemctl start "$NAME"
-    elif [ "$previous" != "$VERSION" ]; then
+    elif [ "$previous" != "$VERSION" ] || ! is_running_from "$(readlink -f "$DEST/$VERSION")"; then
       change "systemctl reload $NAME (containers go on)" systemctl reload "$NAME"
       say "the keeper itself stays at its version until: systemctl restart $NAME (containers go on)"
     fi
@@ -360,6 +389,7 @@ stop_service() {
 
 uninstall_all() {
   local directory run_dir data_dir
+  if [ -d "$DEST" ]; then lock; fi
   APP=$(readlink -f "$CURRENT" 2>/dev/null || true)
   if [ -z "$APP" ] || [ ! -x "$APP/bin/node" ]; then
     if grep -qs '#overlaybd-sidecar' "$ROOT$CONTAINERD_CONFIG"; then
