@@ -1,5 +1,6 @@
 /** obdctl's commands for image caches, tokens, registries and the store, and its completion in real shells. */
 import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
@@ -102,6 +103,50 @@ describe('caches', () => {
     await expect.poll(() => caches.list({ imageCacheName: 'bad' }).totalCount, { timeout: 40_000 }).toBe(1);
     caches.advance(caches.list({ imageCacheName: 'bad' }).caches[0]!.imageCacheId, 'Failed', 10, { failure: 'too big' });
     expect((await failing).code).toBe(1);
+  });
+});
+
+/** obdctl that goes on until somebody ends it, and what it has said so far. */
+function following(...args: string[]) {
+  const child = spawn(process.execPath, [program, '-o', 'table', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const said = { stdout: '', stderr: '' };
+  for (const name of ['stdout', 'stderr'] as const) child[name].setEncoding('utf8').on('data', (chunk: string) => (said[name] += chunk));
+  return { said, child, ended: once(child, 'exit'), [Symbol.dispose]: () => void child.kill('SIGKILL') };
+}
+
+describe('waiting', () => {
+  it('is left by Ctrl-C, which says what goes on', async () => {
+    using waiting = following('--socket', socket, 'cache', 'create', 'long', IMAGE, '--wait');
+    await expect.poll(() => waiting.said.stdout, { timeout: 40_000 }).toContain('Accepted');
+    waiting.child.kill('SIGINT');
+    expect(await waiting.ended).toEqual([130, null]);
+    expect(waiting.said.stderr).toBe('\nobdctl: long goes on being made; `obdctl cache events long -f` follows it\n');
+    expect(caches.list({ imageCacheName: 'long' }).totalCount).toBe(1);
+    using events = following('--socket', socket, 'cache', 'events', 'long', '-f');
+    await expect.poll(() => events.said.stdout, { timeout: 40_000 }).toContain('Accepted');
+    events.child.kill('SIGINT');
+    expect(await events.ended).toEqual([null, 'SIGINT']);
+    expect(events.said.stderr).toBe('');
+  });
+
+  it('goes on over a restart of the service, tells each event once, and ends when the cache is deleted', async () => {
+    const own = new MemoryCaches();
+    const restarted = scratch.join('restarted.sock');
+    const { app } = fakeApp({ caches: own });
+    const { imageCacheId: id } = await own.create({ imageCacheName: 'web', images: [IMAGE] });
+    const first = await startAdminServer({ app, socketPath: restarted });
+    using events = following('--socket', restarted, 'cache', 'create', 'other', IMAGE, '--wait');
+    await expect.poll(() => events.said.stdout, { timeout: 40_000 }).toContain('Accepted');
+    await first.close();
+    const other = own.list({ imageCacheName: 'other' }).caches[0]!.imageCacheId;
+    own.advance(other, 'Creating', 50);
+    await using _second = await startAdminServer({ app, socketPath: restarted });
+    await expect.poll(() => events.said.stdout, { timeout: 40_000 }).toContain('Creating 50 %');
+    await own.delete(other);
+    expect(await events.ended).toEqual([1, null]);
+    expect(events.said.stdout.match(/Accepted/g)).toHaveLength(1);
+    expect(events.said.stderr).toBe('obdctl: other was deleted\n');
+    expect(own.get(id).status).toBe('Preparing');
   });
 });
 
