@@ -22,6 +22,8 @@ export const MAX_PENDING_JOBS = 1000;
 export const MAX_ATTEMPTS = 4;
 /** Waits before the second and later attempts. */
 const RETRY_MS = [1_000, 10_000, 60_000] as const;
+/** The database could not be written (a full disk): until it is tried again. */
+const TROUBLE_MS = 10_000;
 /** Progress becomes durable this often; watchers see it at once. */
 const PERSIST_MS = 2_000;
 
@@ -58,6 +60,8 @@ export class JobQueue {
   private readonly options: QueueOptions;
   private readonly running = new Map<number, RunningJob>();
   private readonly notBeforeMs = new Map<number, number>();
+  /** Jobs that are BUILDING without a process, and why: the control plane died, or the database could not be told of the end. */
+  private readonly orphans = new Map<number, string>();
   private readonly watchers = new Map<number, Set<() => void>>();
   private timer: NodeJS.Timeout | undefined;
   private isStopping = false;
@@ -68,10 +72,8 @@ export class JobQueue {
 
   /** Takes up what an earlier control plane left, and begins. */
   start(): void {
-    const { store } = this.options;
-    for (const row of store.inState('BUILDING', Number.MAX_SAFE_INTEGER)) {
-      this.note(row.id, 'the service was started again; the job goes on from the layers that are uploaded');
-      this.retryOrFail(row, new AppError('Unavailable', { op: 'convert', subject: nameOf(row), what: 'the service ended while it ran' }));
+    for (const { id } of this.options.store.inState('BUILDING', Number.MAX_SAFE_INTEGER)) {
+      this.orphans.set(id, 'the service was started again; it goes on from the layers that are uploaded');
     }
     this.pump();
   }
@@ -184,10 +186,33 @@ export class JobQueue {
     return { ...jobOf(row), ...(progress === undefined ? {} : { progress }) };
   }
 
-  /** Starts what may start, and looks again when the next waiting one may. */
+  /** Starts what may start, and looks again when the next waiting one may, or when the database may be written again. */
   private pump(): void {
     clearTimeout(this.timer);
     if (this.isStopping) return;
+    try {
+      this.settleOrphans();
+      this.beginDue();
+    } catch (error) {
+      this.options.logger.error({ err: error }, 'the queue of conversions cannot be written; tried again');
+      this.pumpLater();
+    }
+  }
+
+  private pumpLater(): void {
+    clearTimeout(this.timer);
+    if (!this.isStopping) this.timer = setTimeout(() => this.pump(), TROUBLE_MS);
+  }
+
+  private settleOrphans(): void {
+    for (const [id, what] of this.orphans) {
+      const row = this.row(id);
+      if (row.state === 'BUILDING') this.retryOrFail(row, new AppError('Unavailable', { op: 'convert', subject: nameOf(row), what }));
+      this.orphans.delete(id);
+    }
+  }
+
+  private beginDue(): void {
     const nowMs = this.options.clock.monotonicMs();
     let nextMs = Number.POSITIVE_INFINITY;
     for (const row of this.options.store.inState('PENDING', MAX_PENDING_JOBS)) {
@@ -213,22 +238,36 @@ export class JobQueue {
       done: Promise.resolve(),
     };
     this.running.set(row.id, job);
-    job.done = this.run(row.id, job).finally(() => {
-      this.running.delete(row.id);
-      this.wake(row.id);
-      this.pump();
-    });
+    job.done = this.run(row.id, job)
+      .catch((error: unknown) => {
+        this.options.logger.error({ err: error, job: row.id }, 'the end of a conversion cannot be written down; tried again');
+        this.orphans.set(row.id, 'its end could not be written down');
+      })
+      .finally(() => {
+        this.running.delete(row.id);
+        this.wake(row.id);
+        if (this.orphans.has(row.id)) this.pumpLater();
+        else this.pump();
+      });
   }
 
   private async run(id: number, running: RunningJob): Promise<void> {
     const { options } = this;
     const job = jobOf(this.row(id));
+    // What the process says comes as an event, which has nobody to catch what goes wrong with it.
+    const guarded = (write: () => void): void => {
+      try {
+        write();
+      } catch (error) {
+        running.controller.abort(error);
+      }
+    };
     try {
       const result = await options.run(job, `job-${id}-${job.attempts}`, {
         signal: running.controller.signal,
-        onSource: (digest) => this.saw(id, digest),
-        onProgress: (progress) => this.progressed(id, running, progress),
-        onLine: (line) => this.note(id, line),
+        onSource: (digest) => guarded(() => this.saw(id, digest)),
+        onProgress: (progress) => guarded(() => this.progressed(id, running, progress)),
+        onLine: (line) => guarded(() => this.note(id, line)),
       });
       this.succeeded(id, running, result);
     } catch (error) {

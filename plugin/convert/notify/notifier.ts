@@ -52,6 +52,8 @@ export class Notifier implements AsyncDisposable {
   private readonly closing = new AbortController();
   private readonly sending = new Map<number, Promise<void>>();
   private timer: NodeJS.Timeout | undefined;
+  /** The database could not be told of a delivery: until then (monotonic) nothing is sent, which would be sent again and again. */
+  private heldUntilMs = 0;
 
   constructor(options: NotifierOptions) {
     this.options = options;
@@ -127,21 +129,47 @@ export class Notifier implements AsyncDisposable {
   pump(): void {
     clearTimeout(this.timer);
     if (this.closing.signal.aborted) return;
+    const { clock } = this.options;
+    if (clock.monotonicMs() < this.heldUntilMs) {
+      this.pumpIn(this.heldUntilMs - clock.monotonicMs());
+      return;
+    }
+    try {
+      this.sendDue();
+    } catch (error) {
+      this.hold(error);
+    }
+  }
+
+  private sendDue(): void {
     const { store, clock } = this.options;
     const nowUs = clock.nowMs() * 1000;
     for (const row of store.due(nowUs, MAX_SENDING * 2)) {
       if (this.sending.size >= MAX_SENDING) return;
       if (this.sending.has(row.id)) continue;
-      const done = this.deliver(row).finally(() => {
-        this.sending.delete(row.id);
-        this.pump();
-      });
+      const done = this.deliver(row)
+        .catch((error: unknown) => this.hold(error))
+        .finally(() => {
+          this.sending.delete(row.id);
+          this.pump();
+        });
       this.sending.set(row.id, done);
     }
     const next = store.nextDueUs();
     if (next === undefined || this.sending.size > 0) return;
-    this.timer = setTimeout(() => this.pump(), Math.min(MAX_SLEEP_MS, Math.max(0, (next - nowUs) / 1000)));
+    this.pumpIn(Math.max(0, (next - nowUs) / 1000));
+  }
+
+  private pumpIn(delayMs: number): void {
+    this.timer = setTimeout(() => this.pump(), Math.min(MAX_SLEEP_MS, delayMs));
     this.timer.unref();
+  }
+
+  private hold(error: unknown): void {
+    this.options.logger.error({ err: error }, 'deliveries of notifications cannot be written down; tried again');
+    this.heldUntilMs = this.options.clock.monotonicMs() + MAX_SLEEP_MS;
+    clearTimeout(this.timer);
+    if (!this.closing.signal.aborted) this.pumpIn(MAX_SLEEP_MS);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -153,18 +181,18 @@ export class Notifier implements AsyncDisposable {
   private async deliver(row: DeliveryRow): Promise<void> {
     const { store, clock, logger, retryMs = RETRY_MS } = this.options;
     const attempts = row.attempts + 1;
-    let result: string;
+    let sent: { isTaken: boolean; text: string };
     try {
-      const { isTaken, text } = await this.send(row);
-      result = text;
-      if (isTaken) {
-        store.updateDelivery(row.id, { state: 'DELIVERED', attempts, lastResult: result, endedUs: clock.nowMs() * 1000 });
-        return;
-      }
+      sent = await this.send(row);
     } catch (error) {
       // Not counted: the next control plane sends it.
       if (this.closing.signal.aborted) return;
-      result = describeError(error).slice(0, MAX_RESULT_CHARS);
+      sent = { isTaken: false, text: describeError(error).slice(0, MAX_RESULT_CHARS) };
+    }
+    const result = sent.text;
+    if (sent.isTaken) {
+      store.updateDelivery(row.id, { state: 'DELIVERED', attempts, lastResult: result, endedUs: clock.nowMs() * 1000 });
+      return;
     }
     const waitMs = retryMs[attempts - 1];
     const nowUs = clock.nowMs() * 1000;

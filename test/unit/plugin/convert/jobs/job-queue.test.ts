@@ -1,5 +1,5 @@
 /** The queue with attempts that are fakes: order, attempts, superseding, what survives a restart, watchers. */
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { ConvertJobStore } from '../../../../../db/convert-job-store.ts';
 import { type Database, openDatabase } from '../../../../../db/database.ts';
 import { type Digest, sha256 } from '../../../../../plugin/base/digest.ts';
@@ -160,6 +160,27 @@ test('what was building when the control plane died goes on at the next start, t
   // Wakes the queue, whose timer would wait for a real second.
   add('poke');
   expect((await attempt(2)).job).toMatchObject({ id, attempts: 2, sourceDigest: D1 });
+});
+
+test('a database that cannot be written for a while ends no process of ours; the job goes on when it can', async () => {
+  const { id } = add('1');
+  const first = await attempt(1);
+  const update = vi.spyOn(ConvertJobStore.prototype, 'update').mockImplementation(() => {
+    throw new Error('SQLITE_FULL');
+  });
+  try {
+    // As an event of the process, which nobody would catch.
+    first.progress(5);
+    await until(() => update.mock.calls.length === 2, 'the end that cannot be written', 30_000);
+    // Wakes the queue, which finds the disk still full.
+    add('2');
+    await until(() => update.mock.calls.length === 3, 'another try', 30_000);
+    expect(stateOf(id)).toBe('BUILDING');
+  } finally {
+    update.mockRestore();
+  }
+  add('3');
+  expect((await attempt(2)).job).toMatchObject({ id, attempts: 2 });
 });
 
 test('watchers see the job now and at each change until its end; too many waiting jobs are refused', async () => {
