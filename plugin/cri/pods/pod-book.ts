@@ -7,6 +7,7 @@ import { z } from 'zod';
 import type { PodImageRow, PodRow, PodStore } from '../../../db/pod-store.ts';
 import type { Clock } from '../../base/clock.ts';
 import { isImageReference } from '../../cache/service.ts';
+import { formatReference, parseReference } from '../../registry/reference.ts';
 import type { PodSandbox } from '../wire/messages.ts';
 import { type PodRules, readAnnotations } from './annotations.ts';
 import type { PodEvents } from './pod-events.ts';
@@ -72,9 +73,7 @@ export class PodBook {
     const row = store.get(sandbox.uid);
     const rules = row === undefined ? this.firstRules(sandbox, facts) : storedRulesSchema.parse(JSON.parse(row.rules));
     const before = row === undefined ? [] : (JSON.parse(row.images) as string[]);
-    // A name that is none fails its own pull, and no other image of the pod.
-    const named = [...(facts?.images ?? []), ...before, image].filter(isImageReference);
-    const images = [...new Set(named)].slice(0, MAX_POD_IMAGES);
+    const images = distinctImages([...(facts?.images ?? []), ...before, image]).slice(0, MAX_POD_IMAGES);
     const imagesFrom = facts?.from ?? row?.imagesFrom ?? 'pulls';
     const nowUs = this.options.clock.nowMs() * 1000;
     const next: PodRow = {
@@ -135,6 +134,15 @@ export class PodBook {
     const equals = selector.indexOf('=');
     return labels[selector.slice(0, equals)] === selector.slice(equals + 1);
   }
+}
+
+/**
+ * Each image once, by the last of its names: kubelet pulls `app:latest` where the pod says `app`, and that is one image. A name that is none
+ * fails its own pull, and no other image of the pod.
+ */
+function distinctImages(names: readonly string[]): string[] {
+  const byName = new Map(names.filter(isImageReference).map((name) => [formatReference(parseReference(name)), name]));
+  return [...byName.values()];
 }
 
 const NO_RULES: Omit<PodRules, 'extraEphemeralGib'> = { pin: null, isAutomatic: false, isPerfectMatch: false, matchCount: null };

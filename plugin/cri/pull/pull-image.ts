@@ -13,7 +13,7 @@ import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { CacheService, CacheState, ImageRegistryCredential } from '../../cache/types.ts';
 import { credentialFingerprint } from '../../registry/credentials.ts';
-import { parseReference, type Reference } from '../../registry/reference.ts';
+import { formatReference, parseReference, type Reference } from '../../registry/reference.ts';
 import type { CredentialVault } from '../../registry/vault/vault.ts';
 import { authOf, credentialOf } from '../credentials/auth-config.ts';
 import type { Candidate, CredentialBroker } from '../credentials/broker.ts';
@@ -323,8 +323,8 @@ function isBeingMade(caches: CacheService, uid: string, images: readonly string[
   const { caches: automatic } = caches.list({ owner: 'system' }, { limit: MAX_LISTED });
   return automatic.some((cache) => {
     if (cache.sandboxId === uid || !MAKING.has(cache.status)) return false;
-    const held = new Set([...cache.images, ...(cache.pendingImages ?? [])].map(({ reference }) => reference));
-    return images.every((image) => held.has(image));
+    const held = new Set([...cache.images, ...(cache.pendingImages ?? [])].map(({ canonicalReference }) => canonicalReference));
+    return images.every((image) => held.has(formatReference(parseReference(image))));
   });
 }
 

@@ -353,6 +353,24 @@ describe('a pod whose images are known beforehand', () => {
     expect(caches.service.list({ owner: 'system' }).caches.every(({ images }) => images.length === 2)).toBe(true);
   });
 
+  test('counts an image once that the pod names in another way than kubelet', async () => {
+    const untagged = A.replace(/:1$/, '');
+    const latest = `${untagged}:latest`;
+    await fs.mkdir(scratch.join('manifests'));
+    await fs.writeFile(scratch.join('manifests', 'p.json'), manifest('p', [untagged, B]));
+    await restart({ manifestsDir: scratch.join('manifests') });
+    for (const reference of [latest, B]) pullable(reference);
+    caches.node.hold();
+    expect((await pull(latest, { name: 'p-node1' })).code).toBe(CODES.ok);
+    expect(service.explainPod('team/p-node1').images).toEqual([latest, B]);
+    expect(decisionFor('p-node1', latest)?.reasons.join()).toContain('all 2 images of the pod are known');
+    await waitFor(() => typesOf('team/p-node1').includes('pod-cache-created'), { what: 'the automatic cache' });
+    expect((await pull(latest, { name: 'p-node2' })).code).toBe(CODES.ok);
+    expect((await pull(B, { name: 'p-node2' })).code).toBe(CODES.ok);
+    expect(service.explainPod('team/p-node2').images).toEqual([latest, B]);
+    expect(typesOf('team/p-node2')).toEqual([]);
+  });
+
   test('is known from the API server, with its Secrets; another pod of its name, or no answer, leaves it to its pulls', async () => {
     const secret = Buffer.from(JSON.stringify({ auths: { 'r.example/team': { username: 'from-secret', password: 'good' } } })).toString(
       'base64',
