@@ -57,9 +57,15 @@ export class BlockdClient {
     await this.insist('PUT', `/pins/${owner}`, owner, signal, blobs);
   }
 
-  /** Makes a pinned blob whole and checks its digest. */
-  async fillPinned(owner: string, source: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }> {
-    return (await this.insist('POST', `/pins/${owner}/fill`, source.digest, signal, source)) as { path: string; fetchedBytes: number };
+  /** Makes a pinned blob whole and checks its digest, `isCheckedAgain`: although it was checked before. */
+  async fillPinned(
+    owner: string,
+    source: BlobSource,
+    signal: AbortSignal,
+    { isCheckedAgain }: { isCheckedAgain: boolean },
+  ): Promise<{ path: string; fetchedBytes: number }> {
+    const path = `/pins/${owner}/fill?again=${isCheckedAgain}`;
+    return (await this.insist('POST', path, source.digest, signal, source)) as { path: string; fetchedBytes: number };
   }
 
   /** Bytes here, by digest, of the blobs that {@link fillPinned} was asked for; starts again when blockd is replaced. */

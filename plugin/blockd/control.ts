@@ -63,7 +63,10 @@ export function createControlApp(services: ControlServices): Hono {
     await pins.set(ownerOf(c), await bodyOf(c, blobsSchema));
     return c.json({});
   });
-  app.post('/pins/:owner/fill', async (c) => c.json(await pins.fill(ownerOf(c), await bodyOf(c, blobSourceSchema), c.req.raw.signal)));
+  app.post('/pins/:owner/fill', async (c) => {
+    const isCheckedAgain = c.req.query('again') === 'true';
+    return c.json(await pins.fill(ownerOf(c), await bodyOf(c, blobSourceSchema), c.req.raw.signal, { isCheckedAgain }));
+  });
   app.get('/pins/:owner/filled', (c) => c.json(pins.filledBytes(ownerOf(c))));
   app.put('/pins/:owner/grant', async (c) => {
     (await services.grants()).set(ownerOf(c), await c.req.json());

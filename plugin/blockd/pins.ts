@@ -99,8 +99,16 @@ export class Pins {
     });
   }
 
-  /** Makes a pinned blob whole and checks its digest. Errors: FailedPrecondition (not pinned for the owner), those of fetchAndVerify. */
-  async fill(owner: string, source: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }> {
+  /**
+   * Makes a pinned blob whole and checks its digest; with `isCheckedAgain` also when it was checked before, and what has gone bad on the disk
+   * since is fetched anew. Errors: FailedPrecondition (not pinned for the owner), those of fetchAndVerify.
+   */
+  async fill(
+    owner: string,
+    source: BlobSource,
+    signal: AbortSignal,
+    { isCheckedAgain = false }: { isCheckedAgain?: boolean } = {},
+  ): Promise<{ path: string; fetchedBytes: number }> {
     const held = this.owners.get(owner);
     if (held === undefined || held.isReleased || !held.blobs.has(blobKeyOf(source))) {
       throw new AppError('FailedPrecondition', { op: 'fill pinned blob', subject: source.digest, what: `${owner} does not pin it` });
@@ -108,6 +116,7 @@ export class Pins {
     const handle = await this.parts.store.acquire(source);
     const progress = this.progressOf(owner);
     try {
+      if (isCheckedAgain && handle.isVerified) await this.parts.store.verifyComplete(handle, signal, { isAgain: true });
       const before = handle.counts().presentBytes;
       progress.filling.add(handle);
       const copiedBytes = await this.copyWhole(handle, signal);

@@ -420,15 +420,20 @@ export class ChunkStore {
   }
 
   /**
-   * Checks a complete blob against its digest, in a worker thread, one blob at a time. `verified` is durable. `corrupt`: everything is
-   * forgotten and an event says so. Rejects with Canceled on abort, Internal when the file cannot be read.
+   * Checks a complete blob against its digest, in a worker thread, one blob at a time; one that was checked before only with `isAgain`.
+   * `verified` is durable. `corrupt`: everything is forgotten and an event says so. Rejects with Canceled on abort, Internal when the file
+   * cannot be read.
    */
-  async verifyComplete(handle: BlobHandle, signal?: AbortSignal): Promise<'verified' | 'incomplete' | 'corrupt'> {
+  async verifyComplete(
+    handle: BlobHandle,
+    signal?: AbortSignal,
+    { isAgain = false }: { isAgain?: boolean } = {},
+  ): Promise<'verified' | 'incomplete' | 'corrupt'> {
     const { blob } = handle;
     this.enter(blob);
     try {
       return await this.verifyLock.run(async () => {
-        if (blob.isWhole) return 'verified';
+        if (blob.isWhole && !isAgain) return 'verified';
         if (!blob.isComplete || !blob.hasFile || blob.isBroken) return 'incomplete';
         const generation = blob.presence.generation;
         const digest = await hashFile(blob.presence.fd, blob.sizeBytes, signal);

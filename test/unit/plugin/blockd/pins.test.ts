@@ -112,6 +112,21 @@ test('bytes that went bad on the disk are not passed on: the registry is asked',
   expect(await pins.status('imc-b')).toMatchObject([{ isWhole: true }]);
 });
 
+test('a blob that was checked before is checked again only when that is asked for, and fetched again when it went bad', async () => {
+  const { pins, fetched } = await start();
+  await pins.set('imc-a', [FIRST]);
+  const { path: file } = await pins.fill('imc-a', FIRST, SIGNAL);
+  await pins.set('imc-b', [FIRST]);
+  fs.writeFileSync(file, Buffer.alloc(MIB));
+  expect(await pins.fill('imc-b', FIRST, SIGNAL)).toMatchObject({ fetchedBytes: 0 });
+  expect(fetched()).toBe(MIB);
+  expect(await pins.fill('imc-b', FIRST, SIGNAL, { isCheckedAgain: true })).toMatchObject({ fetchedBytes: MIB });
+  expect(fetched()).toBe(2 * MIB);
+  expect(fs.readFileSync(file).equals(BLOBS.get(FIRST.digest)!)).toBe(true);
+  expect(await pins.fill('imc-b', FIRST, SIGNAL, { isCheckedAgain: true })).toMatchObject({ fetchedBytes: 0 });
+  expect(await pins.status('imc-b')).toMatchObject([{ isWhole: true }]);
+});
+
 test('only what is pinned can be filled', async () => {
   const { pins } = await start();
   await pins.set('imc-a', [FIRST]);
