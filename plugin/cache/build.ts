@@ -2,6 +2,7 @@
  * One attempt at what a cache needs: its images pinned to digests, looked at for size and room, brought, read back. Every step is written
  * down before the next, so that an attempt after a kill goes on where this one ended. Ours.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { AppError } from '../base/errors.ts';
 import { formatBytes, GIB } from '../base/units.ts';
 import type { Admission } from './admission.ts';
@@ -11,6 +12,7 @@ import {
   type HeldImage,
   hasWork,
   isPinned,
+  type PinnedImage,
   parseResolved,
   pinnedOf,
   targetOf,
@@ -18,7 +20,7 @@ import {
   workerNameOf,
 } from './cache-record.ts';
 import type { Catalogue } from './catalogue.ts';
-import type { ImageAccess, ImageStore, PrepareOptions, ResolvedImage } from './image-store.ts';
+import type { HeldPart, ImageAccess, ImageStore, PrepareOptions, ResolvedImage } from './image-store.ts';
 import type { Secrets } from './secrets.ts';
 
 export interface BuildParts {
@@ -108,15 +110,14 @@ export class Build {
 
   private async prepareAll(images: readonly ResolvedImage[], until: PrepareOptions['until']): Promise<void> {
     const totalBytes = images.reduce((sum, image) => sum + image.sizeBytes, 0);
-    // What is left when all are here may be taken by any of them; makeRoom saw that it is not negative.
-    let spareBytes = targetSizeOf(this.record) * GIB - sizeOfImages(images);
     let doneBytes = 0;
     for (const image of images) {
-      const { fetchedBytes, heldBytes } = await this.parts.store.prepare(this.id, image, {
+      const { fetchedBytes, held } = await this.parts.store.prepare(this.id, image, {
         access: this.access,
         signal: this.signal,
         workerName: workerNameOf(this.id),
-        reservationBytes: image.sizeBytes + spareBytes,
+        trustsReused: this.record.settings.autoMatchImageCache,
+        reservationBytes: image.sizeBytes + this.spareBytes(),
         until,
         onProgress: (progress) => {
           const share = progress.totalBytes === 0 ? 0 : Math.min(1, progress.doneBytes / progress.totalBytes);
@@ -126,27 +127,30 @@ export class Build {
       });
       doneBytes += image.sizeBytes;
       this.tell(until, doneBytes, totalBytes);
-      if (heldBytes > image.sizeBytes) {
-        spareBytes -= heldBytes - image.sizeBytes;
-        await this.countUnpacked(image, heldBytes);
-      }
+      await this.countHeld(image, held);
       this.note(
         'Normal',
         until === 'whole' ? 'ImageCached' : 'ImageUsable',
-        `${image.reference}: ${formatBytes(Math.max(heldBytes, image.sizeBytes))} on disk, of which ${formatBytes(fetchedBytes)} were fetched`,
+        `${image.reference}: ${formatBytes(sumOf(held))} on disk, of which ${formatBytes(fetchedBytes)} were fetched`,
       );
     }
   }
 
-  /** Only now it is known what unpacking took: the ledger has it from here on, and others may have to give way for it. */
-  private async countUnpacked({ reference, platformDigest }: ResolvedImage, sizeBytes: number): Promise<void> {
+  /** What is left when all are here may be taken by any of them. */
+  private spareBytes(): number {
+    const { record } = this;
+    return Math.max(0, targetSizeOf(record) * GIB - sizeOfImages(pinnedOf(targetOf(record))));
+  }
+
+  /** Only now it is known what the image takes: the ledger has it from here on, and others may have to give way for it. */
+  private async countHeld({ reference, platformDigest }: ResolvedImage, held: readonly HeldPart[]): Promise<void> {
     const { pending, images } = this.record;
-    const count = (list: readonly HeldImage[]): HeldImage[] =>
-      list.map((image) =>
-        isPinned(image) && image.reference === reference && image.resolved.platformDigest === platformDigest
-          ? { ...image, resolved: { ...image.resolved, sizeBytes } }
-          : image,
-      );
+    const isIt = (image: HeldImage): image is PinnedImage =>
+      isPinned(image) && image.reference === reference && image.resolved.platformDigest === platformDigest;
+    const known = (pending ?? images).find(isIt);
+    if (known === undefined || isDeepStrictEqual(known.resolved.held, held)) return;
+    const resolved = { ...known.resolved, held, sizeBytes: sumOf(held) };
+    const count = (list: readonly HeldImage[]): HeldImage[] => list.map((image) => (isIt(image) ? { ...image, resolved } : image));
     const record = this.parts.catalogue.change(this.id, pending === null ? { images: count(images) } : { pending: count(pending) });
     await this.parts.admission.roomForBytes(record, this.signal);
   }
@@ -197,4 +201,8 @@ export class Build {
       [{ type: 'Normal', reason: 'Ready', message: 'every image is here whole and was read back' }],
     );
   }
+}
+
+function sumOf(held: readonly HeldPart[]): number {
+  return held.reduce((sum, { bytes }) => sum + bytes, 0);
 }

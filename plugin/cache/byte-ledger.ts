@@ -4,8 +4,9 @@
  */
 import type { ResolvedImage } from './image-store.ts';
 
-/** What an image is made of: its blobs, the layers that they stand for, and the rest (metadata, what is unpacked). */
+/** What an image takes: what is on the disk of it; before it is here, its blobs, the layers that they stand for, and metadata. */
 function partsOf(image: ResolvedImage): Map<string, number> {
+  if (image.held !== undefined) return new Map(image.held.map(({ name, bytes }) => [name, bytes]));
   const parts = new Map<string, number>();
   for (const { digest, sizeBytes, source } of image.layers) {
     parts.set(digest, sizeBytes);

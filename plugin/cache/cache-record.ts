@@ -89,6 +89,7 @@ const resolvedSchema = z.object({
     }),
   ),
   sizeBytes: z.int().min(0),
+  held: z.array(z.object({ name: z.string(), bytes: z.int().min(0) })).exactOptional(),
 });
 
 /** Checks a resolution, from the port or from the database. Throws ZodError: it is ours, whatever registries say. */

@@ -42,9 +42,11 @@ export interface ResolvedImage {
   readonly layers: readonly ResolvedLayer[];
   /**
    * Bytes it will take on disk when no other image shares anything, as far as that is known before it is here: blobs, sources, metadata. At
-   * least the layers' sum. What unpacking adds is told by `prepare`.
+   * least the layers' sum. What it takes in truth is told by `prepare`.
    */
   readonly sizeBytes: number;
+  /** What it takes on disk, once it is here; before, its layers are what is known. */
+  readonly held?: readonly HeldPart[];
 }
 
 /** What is done of one image. Never more than the total. */
@@ -59,6 +61,11 @@ export interface PrepareOptions {
   readonly signal: AbortSignal;
   /** The name of the worker's cgroup and staging directory, unique to the cache. */
   readonly workerName: string;
+  /**
+   * Whether blobs that are here already, for whatever cache or container, count as they were checked when they came. False: their bytes are
+   * read from the disk and checked anew.
+   */
+  readonly trustsReused: boolean;
   /** Bytes that the image may take; more is ResourceExhausted with `details.neededBytes` and `details.limitBytes`. */
   readonly reservationBytes: number;
   /**
@@ -83,8 +90,15 @@ export interface PrepareNote {
 export interface PreparedImage {
   /** Bytes fetched from registries for it; the rest was here. */
   readonly fetchedBytes: number;
-  /** Bytes that it takes on disk when no other image shares anything; more than `sizeBytes` when it had to be unpacked. */
-  readonly heldBytes: number;
+  /** What it takes on disk now, whoever shares it. */
+  readonly held: readonly HeldPart[];
+}
+
+/** A thing on disk that images may share; it is there once for all that name it. */
+export interface HeldPart {
+  /** A digest, or `snapshot` and a chain id. */
+  readonly name: string;
+  readonly bytes: number;
 }
 
 export interface ImageStore {
@@ -105,10 +119,6 @@ export interface ImageStore {
   release(imageCacheId: string, keep: readonly ResolvedImage[], signal: AbortSignal): Promise<void>;
   /** Ids of caches that own anything: for what a kill left. */
   list(signal: AbortSignal): Promise<readonly string[]>;
-  /** Which of these blobs are whole in the store, whoever keeps them. */
-  localLayers(digests: readonly Digest[], signal: AbortSignal): Promise<ReadonlySet<Digest>>;
-  /** Bytes on disk that the cache pins, shared ones included. */
-  usedBytes(imageCacheId: string, signal: AbortSignal): Promise<number>;
   /** Of these caches, those with an image that a container uses now. When it cannot be told: rejects, and the caches count as used. */
   inUse(imageCacheIds: readonly string[], signal: AbortSignal): Promise<ReadonlySet<string>>;
 }

@@ -97,7 +97,10 @@ const settings = {
   retentionDays: z.int().min(1).max(MAX_RETENTION_DAYS).nullable(),
   /** Whether the cache gives way when the quota is reached; null: it does not. */
   eliminationStrategy: z.literal('LRU').nullable(),
-  /** Reuse of layers that other caches have (the vendor's name). The store shares them whatever it says; kept for who compares it. */
+  /**
+   * Reuse (the vendor's name). Blobs that are here are never downloaded again; true: they count as they were checked when they came, false:
+   * they are read from the disk and checked anew.
+   */
   autoMatchImageCache: z.boolean(),
   /** Usable as soon as metadata and the blocks of a start are here, the rest following. */
   flash: z.boolean(),

@@ -175,8 +175,6 @@ export class FakeNode {
         await step('list', signal);
         return [...this.pins.keys()];
       },
-      localLayers: async (digests) => new Set(digests.filter((digest) => this.blobs.has(digest))),
-      usedBytes: async (cacheId) => [...(this.pins.get(cacheId)?.values() ?? [])].reduce((sum, image) => sum + image.sizeBytes, 0),
       inUse: async (ids, signal) => {
         await step('inUse', signal);
         return new Set(ids.filter((id) => this.isUsed(id)));
@@ -217,7 +215,9 @@ export class FakeNode {
       doneBytes += layer.sizeBytes;
       options.onProgress({ doneBytes, totalBytes: layers.length * layer.sizeBytes });
     }
-    return { fetchedBytes, heldBytes: image.sizeBytes + (this.unpackedBytes.get(image.reference) ?? 0) };
+    const parts = image.layers.map(({ digest, sizeBytes }) => ({ name: digest as string, bytes: sizeBytes }));
+    const bytes = this.unpackedBytes.get(image.reference);
+    return { fetchedBytes, held: bytes === undefined ? parts : [...parts, { name: `snapshot ${image.reference}`, bytes }] };
   }
 
   private async waitAtGate(signal: AbortSignal): Promise<void> {

@@ -9,12 +9,16 @@ export interface ShownCache {
   status: string;
   images: { reference: string; digest: string | null }[];
   matchCount: number;
+  /** Percent of the whole content. */
+  progress: number;
   events: { reason: string; message: string }[];
 }
 
 export interface NewCache {
   imageCacheName: string;
   images: readonly string[];
+  flash?: boolean;
+  autoMatchImageCache?: boolean;
   imageRegistryCredentials?: readonly { server: string; userName: string; password: string }[];
 }
 

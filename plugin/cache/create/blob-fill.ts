@@ -58,6 +58,8 @@ export interface Access {
 export interface FillRequest {
   owner: string;
   blobs: readonly BlobSource[];
+  /** Digests of those that others brought, to be read from the disk and checked anew. */
+  checkedAgain: ReadonlySet<string>;
   access: Access;
   signal: AbortSignal;
   onBytes(digest: string, bytes: number): void;
@@ -98,15 +100,16 @@ export async function fillBlobs(keeper: BlobKeeper, request: FillRequest, log: L
 }
 
 async function fillOne(keeper: BlobKeeper, request: FillRequest, blob: BlobSource, signal: AbortSignal): Promise<FilledBlob> {
-  const { owner, access, onBytes } = request;
+  const { owner, access, onBytes, checkedAgain } = request;
+  const options = { isCheckedAgain: checkedAgain.has(blob.digest) };
   signal.throwIfAborted();
   let filled: FilledBlob;
   try {
-    filled = await keeper.fillPinned(owner, blob, signal);
+    filled = await keeper.fillPinned(owner, blob, signal, options);
   } catch (error) {
     if (!isAppError(error, 'Unauthenticated', 'PermissionDenied')) throw error;
     await access.renew();
-    filled = await keeper.fillPinned(owner, blob, signal);
+    filled = await keeper.fillPinned(owner, blob, signal, options);
   }
   onBytes(blob.digest, blob.sizeBytes);
   return filled;

@@ -2,7 +2,7 @@
  * Puts one image into containerd as a pull would, except that lazy layers stay where they are: documents into the content store, then one
  * snapshot a layer through containerd's API. Runs in the process of the work. Source: containerd's unpacker (labels and order).
  *
- *   layer: snapshot there? ─► Prepare says AlreadyExists? ─► else fetch, content, Apply, Commit
+ *   layer: snapshot there? ─► Prepare says AlreadyExists? ─► else content (fetched once with others who pull it), Apply, Commit
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -16,11 +16,16 @@ import type { RegistryClient } from '../../registry/client.ts';
 import { formatReference, parseReference, type Reference } from '../../registry/reference.ts';
 import { chainIdOf } from '../../snapshotter/chain-id.ts';
 import type { Scope } from '../../snapshotter/containerd/channel.ts';
+import { pullRefOf } from '../../snapshotter/containerd/content-write.ts';
 import type { ContentDescriptor, ImageClient } from '../../snapshotter/containerd/image-client.ts';
 import type { Made, Work } from './protocol.ts';
 
 /** How often an unpacking layer is measured: at 500 MB/s it oversteps its bound by as many megabytes at most. */
 const MEASURE_MS = 1000;
+
+/** How long it is waited, for one image, that somebody else unpacks what he brought; a layer of 1 GiB takes 10 s. */
+const UNPACK_PATIENCE_MS = 60_000;
+const UNPACK_LOOK_MS = 200;
 
 /** What containerd gives to remote snapshotters begins with this. */
 const SNAPSHOT_PREFIX = 'containerd.io/snapshot/';
@@ -48,6 +53,7 @@ interface Documents {
   manifestDigest: Digest;
   configDigest: Digest;
   layers: Layer[];
+  documentBytes: number;
   fetchedBytes: number;
 }
 
@@ -64,7 +70,8 @@ class Build {
   private readonly parts: BuildParts;
   private readonly reference: Reference;
   private readonly scope: Scope;
-  private unpackedBytes = 0;
+  private readonly unpacked: { chainId: Digest; bytes: number }[] = [];
+  private patienceMs = UNPACK_PATIENCE_MS;
 
   constructor(work: Work, parts: BuildParts) {
     this.work = work;
@@ -84,7 +91,8 @@ class Build {
     }
     await this.keep({ type: `snapshots/${this.work.snapshotter}`, id: parent });
     const chainId = layers.at(-1)!.chainId;
-    return { target: { ...target, digest: this.work.digest }, configDigest, chainId, unpackedBytes: this.unpackedBytes, fetchedBytes };
+    const { documentBytes } = documents;
+    return { target: { ...target, digest: this.work.digest }, configDigest, chainId, unpacked: this.unpacked, documentBytes, fetchedBytes };
   }
 
   /** Index, manifest and configuration: into containerd, checked, with the labels by which one keeps the next. */
@@ -106,6 +114,7 @@ class Build {
       manifestDigest: work.platformDigest,
       configDigest: manifest.config.digest,
       layers,
+      documentBytes: (isIndex ? top.bytes.length : 0) + manifestBytes.bytes.length + config.bytes.length,
       fetchedBytes: top.fetchedBytes + (isIndex ? manifestBytes.fetchedBytes : 0) + config.fetchedBytes,
     };
   }
@@ -172,14 +181,10 @@ class Build {
     const { client, signal, onLayer } = this.parts;
     const { namespace, snapshotter } = this.work;
     const { digest, sizeBytes } = layer.descriptor;
-    if (await client.hasSnapshot(namespace, snapshotter, layer.chainId, signal)) {
-      // A collector may come between this look and the next step: the lease of the work keeps it from now on, or there is none to keep.
-      await client.addToLease(namespace, this.work.buildLease, { type: `snapshots/${snapshotter}`, id: layer.chainId }, signal);
-      if (await client.hasSnapshot(namespace, snapshotter, layer.chainId, signal)) {
-        await this.account(layer);
-        onLayer({ digest, sizeBytes }, 'here');
-        return 0;
-      }
+    if (await this.isThere(layer)) {
+      await this.account(layer);
+      onLayer({ digest, sizeBytes }, 'here');
+      return 0;
     }
     const labels = this.labelsOf(layer, manifestDigest);
     const key = `${this.work.buildLease}-${randomUUID()} ${layer.chainId}`;
@@ -190,7 +195,13 @@ class Build {
       return 0;
     }
     try {
-      const fetchedBytes = await this.unpack(layer, key, mounts);
+      const fetchedBytes = await this.bring(layer);
+      if (fetchedBytes === undefined && (await this.isUnpackedByOthers(layer, key))) {
+        await this.account(layer);
+        onLayer({ digest, sizeBytes }, 'here');
+        return 0;
+      }
+      await this.unpack(layer, key, mounts);
       await client.commitSnapshot(
         this.scope,
         { snapshotter, key, name: layer.chainId, labels: { [LABEL_CHAIN_REF]: layer.chainId } },
@@ -198,11 +209,36 @@ class Build {
       );
       await this.account(layer);
       onLayer({ digest, sizeBytes }, 'unpacked');
-      return fetchedBytes;
+      return fetchedBytes ?? 0;
     } finally {
       // Gone when it was committed; else nobody will want it.
       await client.removeSnapshot(namespace, snapshotter, key, AbortSignal.timeout(30_000));
     }
+  }
+
+  /** The lease of the work keeps it from now on, or there is none to keep: a collector may come between two looks. */
+  private async isThere({ chainId }: Layer): Promise<boolean> {
+    const { client, signal } = this.parts;
+    const { namespace, snapshotter, buildLease } = this.work;
+    if (!(await client.hasSnapshot(namespace, snapshotter, chainId, signal))) return false;
+    await client.addToLease(namespace, buildLease, { type: `snapshots/${snapshotter}`, id: chainId }, signal);
+    return client.hasSnapshot(namespace, snapshotter, chainId, signal);
+  }
+
+  /** Who pulls the layer now (a pod) unpacks it too: waited for, for a while, so that it is not done twice. */
+  private async isUnpackedByOthers(layer: Layer, ownKey: string): Promise<boolean> {
+    const { client, signal } = this.parts;
+    const { namespace, snapshotter } = this.work;
+    // Between two layers nobody is at work for a moment.
+    for (let idleLooks = 0; idleLooks < 2; ) {
+      if (await this.isThere(layer)) return true;
+      if (this.patienceMs <= 0) return false;
+      this.patienceMs -= UNPACK_LOOK_MS;
+      await delay(UNPACK_LOOK_MS, undefined, { signal });
+      const keys = await client.unpackingOf(namespace, snapshotter, layer.chainId, signal);
+      idleLooks = keys.some((key) => key !== ownKey) ? 0 : idleLooks + 1;
+    }
+    return this.isThere(layer);
   }
 
   private labelsOf({ descriptor, chainId }: Layer, manifestDigest: Digest): Record<string, string> {
@@ -216,27 +252,32 @@ class Build {
     };
   }
 
-  private async unpack(
-    layer: Layer,
-    key: string,
-    mounts: NonNullable<Awaited<ReturnType<ImageClient['prepareSnapshot']>>>,
-  ): Promise<number> {
+  /**
+   * Puts the layer into the content store, once for all who pull it at this moment. Answers how many bytes were fetched; undefined: somebody
+   * else brought it just now, or it was there.
+   */
+  private async bring({ descriptor }: Layer): Promise<number | undefined> {
     const { client, fetchLayer, signal } = this.parts;
     const { namespace, buildLease } = this.work;
-    const { digest, sizeBytes, mediaType } = layer.descriptor;
+    const { digest, sizeBytes } = descriptor;
     let fetchedBytes = 0;
-    if ((await client.contentInfo(namespace, digest, signal)) === undefined) {
+    const bring = async (): Promise<string> => {
       const fetched = await fetchLayer({ digest, sizeBytes });
       fetchedBytes = fetched.fetchedBytes;
-      const content = { source: { path: fetched.path }, digest, sizeBytes, labels: {}, ref: `${buildLease}-${digest}` };
-      await client.writeContent(namespace, buildLease, content, signal);
-    }
+      return fetched.path;
+    };
+    const content = { digest, sizeBytes, labels: {}, ref: pullRefOf(descriptor), bring };
+    return (await client.shareContent(namespace, buildLease, content, signal)) ? fetchedBytes : undefined;
+  }
+
+  private async unpack(layer: Layer, key: string, mounts: NonNullable<Awaited<ReturnType<ImageClient['prepareSnapshot']>>>): Promise<void> {
+    const { client } = this.parts;
+    const { namespace } = this.work;
+    const { digest, sizeBytes, mediaType } = layer.descriptor;
     const diffId = await this.bounded(key, (limited) => client.apply(namespace, { digest, sizeBytes, mediaType }, mounts, limited));
-    if (diffId !== layer.diffId) {
-      const what = `unpacked, its digest is ${diffId}, and the image's configuration says ${layer.diffId}`;
-      throw new AppError('DataLoss', { op: 'unpack layer', subject: digest, what });
-    }
-    return fetchedBytes;
+    if (diffId === layer.diffId) return;
+    const what = `unpacked, its digest is ${diffId}, and the image's configuration says ${layer.diffId}`;
+    throw new AppError('DataLoss', { op: 'unpack layer', subject: digest, what });
   }
 
   /** Unpacks within what is left of the reservation. */
@@ -270,13 +311,14 @@ class Build {
   private async account(layer: Layer): Promise<void> {
     const { client, signal } = this.parts;
     const { namespace, snapshotter } = this.work;
-    this.unpackedBytes += (await client.snapshotBytes(namespace, snapshotter, layer.chainId, signal)) ?? 0;
+    const bytes = (await client.snapshotBytes(namespace, snapshotter, layer.chainId, signal)) ?? 0;
+    if (bytes > 0) this.unpacked.push({ chainId: layer.chainId, bytes });
     const tooLarge = this.excess(0);
     if (tooLarge !== undefined) throw tooLarge;
   }
 
   private excess(moreBytes: number): AppError | undefined {
-    const neededBytes = this.unpackedBytes + moreBytes;
+    const neededBytes = this.unpacked.reduce((sum, { bytes }) => sum + bytes, moreBytes);
     const limitBytes = this.work.reservationBytes;
     if (neededBytes <= limitBytes) return undefined;
     const what = `its unpacked layers take ${neededBytes} bytes or more, ${limitBytes} are reserved for it`;

@@ -22,32 +22,37 @@ export interface ImageAttempt {
   onLayer(layer: Extract<FromWorker, { op: 'layer' }>): void;
 }
 
+export interface ProcessParts {
+  cgroups: CgroupParent;
+  logger: Logger;
+}
+
 /**
  * Runs one attempt. Rejects with the process's failure, the signal's reason, Unavailable when the process died without a word, or
  * ResourceExhausted when it needed more memory than it may have.
  */
-export async function makeImage(attempt: ImageAttempt, parts: { cgroups: CgroupParent; logger: Logger }): Promise<Made> {
-  const cgroup = await makeCgroup(attempt, parts);
-  try {
-    return await new ImageProcess(attempt, cgroup).run();
-  } finally {
-    await cgroup?.remove();
-  }
+export function makeImage(attempt: ImageAttempt, parts: ProcessParts): Promise<Made> {
+  return inCgroup(attempt.name, attempt.limits, parts, (cgroup) => new ImageProcess(attempt, cgroup).run());
 }
 
-/** Undefined, with a warning, where the machine lets us make none: the work is done all the same, nice but unlimited. */
-async function makeCgroup(
-  { name, limits }: ImageAttempt,
-  parts: { cgroups: CgroupParent; logger: Logger },
-): Promise<JobCgroup | undefined> {
+/** Work in a cgroup, which is gone afterwards. Undefined, with a warning, where the machine lets us make none: the work is nice, but unlimited. */
+export async function inCgroup<T>(
+  name: string,
+  limits: CgroupLimits,
+  { cgroups, logger }: ProcessParts,
+  work: (cgroup: JobCgroup | undefined) => Promise<T>,
+): Promise<T> {
+  let cgroup: JobCgroup | undefined;
   try {
-    return await parts.cgroups.create(name, limits);
+    cgroup = await cgroups.create(name, limits);
   } catch (error) {
-    parts.logger.warn(
-      { worker: name, reason: describeError(error) },
-      'an image is made without limits of CPU and memory: no cgroup can be made',
-    );
-    return undefined;
+    const what = 'a process for images runs without limits of CPU and memory: no cgroup can be made';
+    logger.warn({ worker: name, reason: describeError(error) }, what);
+  }
+  try {
+    return await work(cgroup);
+  } finally {
+    await cgroup?.remove();
   }
 }
 

@@ -6,11 +6,11 @@
  *   prepare: intent on disk ─► plan ─► process: documents and snapshots ─► pins ─► [usable] ─► every blob whole ─► records ─► read back
  *   release: intent on disk ─► pins ─► records ─► lease (containerd collects) ─► [last container ends] ─► gone
  */
-import { randomUUID } from 'node:crypto';
 import path from 'node:path';
-import { type Digest, sha256 } from '../../base/digest.ts';
+import { sha256 } from '../../base/digest.ts';
 import { AppError, describeError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
+import { formatBytes } from '../../base/units.ts';
 import type { BlobSource } from '../../file/device-spec.ts';
 import { type CgroupLimits, CgroupParent, cgroupNameOf, findHierarchies } from '../../kernel/cgroup.ts';
 import type { RegistryClient } from '../../registry/client.ts';
@@ -18,7 +18,7 @@ import { formatReference, formatRepository, parseReference } from '../../registr
 import { ImageClient } from '../../snapshotter/containerd/image-client.ts';
 import { fetchImageManifest } from '../../snapshotter/manifest.ts';
 import type { ImageResolver } from '../../snapshotter/service.ts';
-import type { ImageAccess, ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../image-store.ts';
+import type { HeldPart, ImageAccess, ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../image-store.ts';
 import { type Access, type FilledBlob, fillBlobs, ImageProgress, isPlain, tooLarge, withAccess } from './blob-fill.ts';
 import { makeImage } from './image-process.ts';
 import { imageKeyOf, OwnedCaches, type OwnedImage } from './owned.ts';
@@ -28,9 +28,7 @@ import { isFile, missingOf } from './read-back.ts';
 import { RecordKeeper, resourcesOf } from './record-keeper.ts';
 import { openRegistry, type RegistrySettings } from './registry.ts';
 import { isAccelerated, resolveImage } from './resolve.ts';
-
-/** Undoing is not cut short by what cut the work short. */
-const UNDO_MS = 30_000;
+import { readStartOf } from './start/start-process.ts';
 
 /** Should we never come back, containerd drops what was half done. */
 const BUILD_LEASE_MS = 24 * 60 * 60_000;
@@ -129,14 +127,15 @@ export class ContainerdImageStore implements ImageStore {
   }
 
   private async make(cacheId: string, image: ResolvedImage, options: PrepareOptions, access: Access): Promise<PreparedImage> {
-    const { signal, reservationBytes, onNote, until } = options;
+    const { signal, reservationBytes, until } = options;
     const { blobs, logger } = this.parts;
     const progress = new ImageProgress(image.sizeBytes, options.onProgress);
     const made = await this.inContainerd(cacheId, image, options, { progress, access });
     const owned = this.ownedOf(image, made);
-    const neededBytes = bytesOf(owned.blobs) + made.unpackedBytes;
+    const held = heldBy(image, owned, made);
+    const neededBytes = held.reduce((sum, { bytes }) => sum + bytes, 0);
     if (neededBytes > reservationBytes) throw tooLarge(image.reference, neededBytes, reservationBytes);
-    if (neededBytes === 0) {
+    if (owned.blobs.length + made.unpacked.length === 0) {
       throw new AppError('FailedPrecondition', {
         op: 'cache image',
         subject: image.reference,
@@ -147,14 +146,13 @@ export class ContainerdImageStore implements ImageStore {
     await blobs.pin(owner, owned.blobs, signal);
     for (const { digest, sizeBytes } of owned.blobs.filter(isFile)) progress.set(digest, sizeBytes);
     const remote = owned.blobs.filter((blob) => !isFile(blob));
-    await this.noteReuse(image, remote, onNote, signal);
-    let { fetchedBytes } = made;
-    if (until === 'usable') await this.openOnce(cacheId, image, owned, signal);
-    else {
-      const onBytes = (digest: string, bytes: number): void => progress.set(digest, bytes);
-      const filled = await fillBlobs(blobs, { owner, blobs: remote, access, signal, onBytes }, logger);
-      fetchedBytes += filled.reduce((sum, one) => sum + one.fetchedBytes, 0);
-    }
+    const reused = await this.reusedOf(cacheId, image, remote, options);
+    const onBytes = (digest: string, bytes: number): void => progress.set(digest, bytes);
+    const fill = (some: readonly BlobSource[]): Promise<FilledBlob[]> =>
+      fillBlobs(blobs, { owner, blobs: some, checkedAgain: reused, access, signal, onBytes }, logger);
+    const filled = await fill(until === 'usable' ? remote.filter(({ digest }) => reused.has(digest)) : remote);
+    const fetchedBytes = filled.reduce((sum, one) => sum + one.fetchedBytes, made.fetchedBytes);
+    if (until === 'usable') await this.readStart(cacheId, owned, options);
     // Known before its records are made: whatever happens then, they are kept or taken away with it.
     await this.parts.owned.change(cacheId, (cache) => ({
       ...cache,
@@ -166,7 +164,7 @@ export class ContainerdImageStore implements ImageStore {
     await this.readBack(cacheId, owned, until, signal);
     await this.dropBuild(cacheId, image, signal);
     progress.finish();
-    return { fetchedBytes, heldBytes: neededBytes };
+    return { fetchedBytes, held };
   }
 
   /** Documents and snapshots, by a process of its own. */
@@ -201,7 +199,8 @@ export class ContainerdImageStore implements ImageStore {
       await blobs.pin(build.owner, [...staged.values()], signal);
       // Half of the work is fetching, the other unpacking.
       const onBytes = (_: string, bytes: number): void => progress.set(`layer ${digest}`, Math.floor(bytes / 2));
-      const [filled] = await fillBlobs(blobs, { owner: build.owner, blobs: [blob], access, signal, onBytes }, logger);
+      const request = { owner: build.owner, blobs: [blob], checkedAgain: new Set<string>(), access, signal, onBytes };
+      const [filled] = await fillBlobs(blobs, request, logger);
       return filled!;
     };
     let hereCount = 0;
@@ -227,30 +226,34 @@ export class ContainerdImageStore implements ImageStore {
     await images.plan({ reference, manifestDigest: platformDigest, isAccelerated: isAccelerated(manifest) }, access);
   }
 
-  private async noteReuse(
+  /** Says which blobs are here already; answers those of them that are to be checked anew. */
+  private async reusedOf(
+    cacheId: string,
     image: ResolvedImage,
     blobs: readonly BlobSource[],
-    onNote: PrepareOptions['onNote'],
-    signal: AbortSignal,
-  ): Promise<void> {
-    const here = await this.parts.blobs.wholeOf(
-      blobs.map(({ digest }) => digest),
-      signal,
-    );
-    if (here.length === 0) return;
-    onNote({ type: 'Normal', reason: 'Reused', message: `${here.length} of ${blobs.length} blobs of ${image.reference} are here already` });
+    { trustsReused, onNote, signal }: PrepareOptions,
+  ): Promise<ReadonlySet<string>> {
+    const digests = blobs.map(({ digest }) => digest);
+    // What this cache had before was checked for it.
+    const isOwn = this.parts.owned.get(cacheId)?.ready.some((one) => imageKeyOf(one) === imageKeyOf(image)) === true;
+    const here = await this.parts.blobs.wholeOf(digests, signal);
+    if (here.length === 0 || isOwn) return new Set();
+    const how = trustsReused ? 'taken as they were checked when they came' : 'read from the disk and checked anew';
+    const message = `${here.length} of ${blobs.length} blobs of ${image.reference} are here already; ${how}`;
+    onNote({ type: 'Normal', reason: 'Reused', message });
+    return new Set(trustsReused ? [] : here);
   }
 
-  /** What a start reads first is read now: the snapshotter opens the device for a view, and closes it when nobody follows. */
-  private async openOnce(cacheId: string, image: ResolvedImage, { chainId }: OwnedImage, signal: AbortSignal): Promise<void> {
-    const { containerdAddress, namespace, snapshotter } = this.options;
+  /** What a start reads is read now. */
+  private async readStart(cacheId: string, image: OwnedImage, { signal, workerName, onNote }: PrepareOptions): Promise<void> {
+    const { containerdAddress, namespace, snapshotter, limits, creationDeadlineMs: deadlineMs } = this.options;
     using client = new ImageClient(containerdAddress);
-    const key = `${this.buildOf(cacheId, image).lease}-${randomUUID()}`;
-    try {
-      await client.viewSnapshot({ namespace, lease: this.buildOf(cacheId, image).lease }, { snapshotter, key, parent: chainId }, signal);
-    } finally {
-      await client.removeSnapshot(namespace, snapshotter, key, AbortSignal.timeout(UNDO_MS));
-    }
+    const { lease } = this.buildOf(cacheId, image);
+    const name = `${workerName}-${shortOf(image)}`;
+    const read = await readStartOf({ name, client, namespace, snapshotter, lease, image, limits, deadlineMs, signal }, this.parts);
+    const what = `${read.files} files (${formatBytes(read.bytes)}) that a start needs and ${read.entries} inodes are here`;
+    const rest = read.isComplete ? '' : '; there is more than is read beforehand, and it comes when it is wanted';
+    onNote({ type: 'Normal', reason: 'StartRead', message: what + rest });
   }
 
   /** Looks whether everything that was made is there, by asking who keeps it. Throws DataLoss naming what is not. */
@@ -331,23 +334,6 @@ export class ContainerdImageStore implements ImageStore {
     return [...new Set(ids)];
   }
 
-  async localLayers(digests: readonly Digest[], signal: AbortSignal): Promise<ReadonlySet<Digest>> {
-    const whole = new Set(await this.parts.blobs.wholeOf(digests, signal));
-    return new Set(digests.filter((digest) => whole.has(digest)));
-  }
-
-  async usedBytes(cacheId: string, signal: AbortSignal): Promise<number> {
-    const ready = this.parts.owned.get(cacheId)?.ready ?? [];
-    const disk = new Map<string, number>();
-    for (const owner of await this.parts.blobs.pinOwners(signal)) {
-      if (!owner.startsWith(`${cacheId}.`)) continue;
-      for (const { digest, diskBytes } of await this.parts.blobs.pinned(owner, signal)) disk.set(digest, diskBytes);
-    }
-    for (const { digest, sizeBytes } of ready.flatMap(({ blobs }) => blobs.filter(isFile))) disk.set(digest, sizeBytes);
-    for (const { chainId, unpackedBytes } of ready) disk.set(chainId, unpackedBytes);
-    return [...disk.values()].reduce((sum, bytes) => sum + bytes, 0);
-  }
-
   async inUse(cacheIds: readonly string[], signal: AbortSignal): Promise<ReadonlySet<string>> {
     const { containerdAddress, namespace } = this.options;
     using client = new ImageClient(containerdAddress);
@@ -374,7 +360,6 @@ export class ContainerdImageStore implements ImageStore {
       configDigest: made.configDigest,
       chainId: made.chainId,
       blobs: [...this.parts.images.blobsOf(made.chainId)],
-      unpackedBytes: made.unpackedBytes,
     };
   }
 
@@ -397,9 +382,18 @@ export class ContainerdImageStore implements ImageStore {
   }
 
   /** Names of what is needed while an image is made: pins of layers to unpack, and a lease. */
-  private buildOf(cacheId: string, image: ResolvedImage): { owner: string; lease: string } {
+  private buildOf(cacheId: string, image: { reference: string; platformDigest: string }): { owner: string; lease: string } {
     return { owner: `${this.ownerOf(cacheId, image)}.layers`, lease: `${this.leaseOf(cacheId).id}.${shortOf(image)}` };
   }
+}
+
+/** What an image takes: its documents, the blobs that it is read from, and what is unpacked of it. */
+function heldBy({ platformDigest }: ResolvedImage, { blobs }: OwnedImage, { unpacked, documentBytes }: Made): HeldPart[] {
+  return [
+    { name: platformDigest, bytes: documentBytes },
+    ...[...new Map(blobs.map(({ digest, sizeBytes: bytes }) => [digest, bytes]))].map(([name, bytes]) => ({ name, bytes })),
+    ...unpacked.map(({ chainId, bytes }) => ({ name: `snapshot ${chainId}`, bytes })),
+  ];
 }
 
 function bytesOf(blobs: readonly BlobSource[]): number {

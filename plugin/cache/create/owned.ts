@@ -35,8 +35,6 @@ const ownedImageSchema = z.object({
   chainId: digest,
   /** Every blob that it is read from. */
   blobs: z.array(blobSourceSchema).max(4 * MAX_LAYERS),
-  /** What its unpacked layers take. */
-  unpackedBytes: z.int().min(0),
 });
 export type OwnedImage = z.infer<typeof ownedImageSchema>;
 

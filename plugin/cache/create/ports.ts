@@ -15,8 +15,13 @@ export interface PinnedBlob {
 export interface BlobKeeper {
   /** Makes these the blobs that an owner keeps. ResourceExhausted with `neededBytes` and `limitBytes`: the store has no room. */
   pin(owner: string, blobs: readonly BlobSource[], signal: AbortSignal): Promise<void>;
-  /** Makes a pinned blob whole, checks its digest, and answers where its bytes lie. */
-  fillPinned(owner: string, blob: BlobSource, signal: AbortSignal): Promise<{ path: string; fetchedBytes: number }>;
+  /** Makes a pinned blob whole, checks its digest (`isCheckedAgain`: whoever checked it before), and answers where its bytes lie. */
+  fillPinned(
+    owner: string,
+    blob: BlobSource,
+    signal: AbortSignal,
+    options: { isCheckedAgain: boolean },
+  ): Promise<{ path: string; fetchedBytes: number }>;
   /** Bytes that are here, by digest, of the blobs that {@link fillPinned} was asked for. Starts again when blockd is replaced. */
   filledBytes(owner: string, signal: AbortSignal): Promise<Readonly<Record<string, number>>>;
   pinned(owner: string, signal: AbortSignal): Promise<readonly PinnedBlob[]>;

@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import { type Digest, isDigest } from '../../base/digest.ts';
-import { MAX_BLOB_BYTES } from '../../base/limits.ts';
+import { MAX_BLOB_BYTES, MAX_LAYERS } from '../../base/limits.ts';
 import type { ImageAccess } from '../image-store.ts';
 import type { RegistrySettings } from './registry.ts';
 
@@ -34,8 +34,10 @@ export const madeSchema = z.strictObject({
   target: z.strictObject({ digest, mediaType: z.string().max(255), sizeBytes }),
   configDigest: digest,
   chainId: digest,
-  /** What unpacked layers take. */
-  unpackedBytes: z.int().min(0),
+  /** What unpacked layers take, each once. */
+  unpacked: z.array(z.strictObject({ chainId: digest, bytes: z.int().min(0) })).max(MAX_LAYERS),
+  /** Index, manifest and configuration. */
+  documentBytes: z.int().min(0),
   /** From registries, layers included. */
   fetchedBytes: z.int().min(0),
 });

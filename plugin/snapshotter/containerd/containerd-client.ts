@@ -23,7 +23,7 @@ import {
   Namespaces,
 } from '../gen/containerd/services/namespaces/v1/namespace_pb.ts';
 import { ContainerdChannel } from './channel.ts';
-import { type NewContent, writeContent } from './content-write.ts';
+import { type NewContent, type SharedContent, shareContent, writeContent } from './content-write.ts';
 
 /** Should we die, containerd drops the lease itself: longer than any materialization may take. */
 const LEASE_EXPIRY_MS = 24 * 60 * 60_000;
@@ -114,6 +114,11 @@ export class ContainerdClient implements Disposable {
   /** Writes a file, or bytes, as content under a lease; see {@link writeContent}. */
   writeContent(namespace: string, lease: string, content: NewContent, signal: AbortSignal): Promise<void> {
     return writeContent(this.channel, { namespace, lease }, content, signal);
+  }
+
+  /** Brings content together with whoever else brings it; see {@link shareContent}. */
+  shareContent(namespace: string, lease: string, content: SharedContent, signal: AbortSignal): Promise<boolean> {
+    return shareContent(this.channel, { namespace, lease }, content, signal);
   }
 
   /** Takes a lease; disposing gives it back. Until then nothing that is made under it is collected. */

@@ -3,6 +3,7 @@
  * write stands, each WRITE appends there, COMMIT ends it; containerd checks size and digest before the content counts.
  */
 import { open } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Digest } from '../../base/digest.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
@@ -19,6 +20,10 @@ const CHUNK_BYTES = 1024 * 1024;
 
 /** One message is answered when its bytes are in the page cache. */
 const CHUNK_DEADLINE_MS = 60_000;
+
+/** Somebody else who brings the same content is asked about so often: from soon to seldom. */
+const FIRST_WAIT_MS = 50;
+const MAX_WAIT_MS = 1_000;
 
 /** A commit waits until a whole layer is on the disk: 30 GiB at 100 MB/s. */
 const COMMIT_DEADLINE_MS = 5 * 60_000;
@@ -63,8 +68,9 @@ export async function writeContent(channel: ContainerdChannel, scope: Scope, con
 
 async function write(channel: ContainerdChannel, scope: Scope, content: NewContent, readAt: ReadAt, signal: AbortSignal): Promise<void> {
   const exchange = new Exchange(channel, scope, { op: 'write content', subject: content.digest, signal });
+  const ref = content.ref ?? `overlaybd-materialize-${content.digest}`;
   try {
-    await sendAll(exchange, readAt, content);
+    await send(exchange, readAt, content, await begin(exchange, { ...content, ref }));
   } catch (error) {
     if (!isAppError(error, 'AlreadyExists')) throw error;
   } finally {
@@ -72,11 +78,79 @@ async function write(channel: ContainerdChannel, scope: Scope, content: NewConte
   }
 }
 
-async function sendAll(exchange: Exchange, readAt: ReadAt, content: NewContent): Promise<void> {
-  const { digest, sizeBytes, labels } = content;
-  const total = BigInt(sizeBytes);
-  const start = { action: WriteAction.STAT, ref: content.ref ?? `overlaybd-materialize-${digest}`, total, expected: digest };
-  let offsetBytes = Number((await exchange.ask(start, CHUNK_DEADLINE_MS)).offset);
+/** What is brought while nobody else brings it. */
+export interface SharedContent extends Omit<NewContent, 'source' | 'ref'> {
+  /** The name of the write: see {@link pullRefOf}. */
+  ref: string;
+  /** Makes the bytes local and answers their file; called once at most, when nobody else brings them. */
+  bring(): Promise<string>;
+}
+
+/** Under this name containerd's own pulls write a layer. Source: containerd's public package `remotes` (MakeRefKey). */
+export function pullRefOf({ digest, mediaType }: { digest: string; mediaType: string }): string {
+  const isLayer =
+    mediaType.startsWith('application/vnd.oci.image.layer.') ||
+    /^application\/vnd\.docker\.image\.rootfs\.(foreign\.)?diff\./.test(mediaType);
+  return `${isLayer ? 'layer' : 'unknown'}-${digest}`;
+}
+
+/**
+ * Brings content under the name that others would bring it under: while it comes they wait, and while they bring it this waits, so it comes
+ * once. True: brought here; false: somebody else did, or it was there. Errors: those of `bring` and of {@link writeContent}.
+ */
+export async function shareContent(
+  channel: ContainerdChannel,
+  scope: Scope,
+  content: SharedContent,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const { digest, sizeBytes, bring } = content;
+  for (let waitMs = FIRST_WAIT_MS; ; waitMs = Math.min(2 * waitMs, MAX_WAIT_MS)) {
+    const exchange = new Exchange(channel, scope, { op: 'write content', subject: digest, signal });
+    try {
+      const offsetBytes = await unlessLocked(begin(exchange, content));
+      if (offsetBytes !== undefined) {
+        // Another namespace of containerd has it: nothing is to be brought.
+        if (offsetBytes === sizeBytes) {
+          await commit(exchange, content);
+          return false;
+        }
+        await using file = await open(await bring(), 'r');
+        // What an earlier writer left may be anything: written anew.
+        await send(exchange, async (buffer, length, offset) => (await file.read(buffer, 0, length, offset)).bytesRead, content, 0);
+        return true;
+      }
+    } catch (error) {
+      if (isAppError(error, 'AlreadyExists')) return false;
+      throw error;
+    } finally {
+      exchange.end();
+    }
+    await delay(waitMs, undefined, { signal });
+  }
+}
+
+/** Undefined: somebody writes it now. Other reasons for which containerd does not take it are errors. */
+async function unlessLocked(begun: Promise<number>): Promise<number | undefined> {
+  try {
+    return await begun;
+  } catch (error) {
+    if (isAppError(error, 'Unavailable') && /\block(ed)?\b/.test(error.message)) return undefined;
+    throw error;
+  }
+}
+
+/** Answers how many bytes of an earlier write are there. */
+async function begin(exchange: Exchange, { digest, sizeBytes, ref }: { digest: Digest; sizeBytes: number; ref: string }): Promise<number> {
+  const start = { action: WriteAction.STAT, ref, total: BigInt(sizeBytes), expected: digest };
+  return Number((await exchange.ask(start, CHUNK_DEADLINE_MS)).offset);
+}
+
+type Described = Pick<NewContent, 'digest' | 'sizeBytes' | 'labels'>;
+
+async function send(exchange: Exchange, readAt: ReadAt, content: Described, fromBytes: number): Promise<void> {
+  const { digest, sizeBytes } = content;
+  let offsetBytes = fromBytes;
   const buffer = Buffer.allocUnsafe(Math.min(CHUNK_BYTES, Math.max(1, sizeBytes)));
   while (offsetBytes < sizeBytes) {
     const bytesRead = await readAt(buffer, Math.min(buffer.length, sizeBytes - offsetBytes), offsetBytes);
@@ -91,8 +165,13 @@ async function sendAll(exchange: Exchange, readAt: ReadAt, content: NewContent):
       throw new AppError('DataLoss', { op: 'write content', subject: digest, what });
     }
   }
+  await commit(exchange, content);
+}
+
+async function commit(exchange: Exchange, { digest, sizeBytes, labels }: Described): Promise<void> {
+  const total = BigInt(sizeBytes);
   // An offset of 0 would cut off what was written.
-  const end = { action: WriteAction.COMMIT, total, expected: digest, offset: BigInt(offsetBytes), labels: { ...labels } };
+  const end = { action: WriteAction.COMMIT, total, expected: digest, offset: total, labels: { ...labels } };
   await exchange.ask(end, COMMIT_DEADLINE_MS);
 }
 

@@ -34,6 +34,8 @@ import {
 } from '../gen/containerd/services/leases/v1/leases_pb.ts';
 import {
   CommitSnapshotRequestSchema,
+  ListSnapshotsRequestSchema,
+  ListSnapshotsResponseSchema,
   PrepareSnapshotRequestSchema,
   PrepareSnapshotResponseSchema,
   RemoveSnapshotRequestSchema,
@@ -70,6 +72,7 @@ const METHODS = {
   view: { service: Snapshots, name: 'view', input: ViewSnapshotRequestSchema, output: ViewSnapshotResponseSchema },
   commit: { service: Snapshots, name: 'commit', input: CommitSnapshotRequestSchema, output: EmptySchema },
   removeSnapshot: { service: Snapshots, name: 'remove', input: RemoveSnapshotRequestSchema, output: EmptySchema },
+  listSnapshots: { service: Snapshots, name: 'list', input: ListSnapshotsRequestSchema, output: ListSnapshotsResponseSchema },
   stat: { service: Snapshots, name: 'stat', input: StatSnapshotRequestSchema, output: StatSnapshotResponseSchema },
   usage: { service: Snapshots, name: 'usage', input: UsageRequestSchema, output: UsageResponseSchema },
   apply: { service: Diff, name: 'apply', input: ApplyRequestSchema, output: ApplyResponseSchema },
@@ -210,10 +213,10 @@ export class ImageClient extends ContainerdClient {
     }
   }
 
-  /** Makes a view of a committed snapshot: the snapshotter opens its device. */
-  async viewSnapshot(scope: Scope, snapshot: { snapshotter: string; key: string; parent: string }, signal: AbortSignal): Promise<void> {
+  /** Makes a view of a committed snapshot, and answers how it is mounted: the snapshotter opens its device. */
+  async viewSnapshot(scope: Scope, snapshot: { snapshotter: string; key: string; parent: string }, signal: AbortSignal): Promise<Mount[]> {
     const about = { op: 'view snapshot', subject: snapshot.parent, signal, deadlineMs: PREPARE_DEADLINE_MS };
-    await this.channel.call(METHODS.view, snapshot, scope, about);
+    return (await this.channel.call(METHODS.view, snapshot, scope, about)).mounts;
   }
 
   /** Commits an active snapshot; that the name is taken is no error. */
@@ -238,6 +241,17 @@ export class ImageClient extends ContainerdClient {
   async hasSnapshot(namespace: string, snapshotter: string, key: string, signal: AbortSignal): Promise<boolean> {
     const about = { op: 'look up snapshot', subject: key, signal };
     return (await unlessNotFound(this.channel.call(METHODS.stat, { snapshotter, key }, { namespace }, about))) !== undefined;
+  }
+
+  /** Keys of the active snapshots in which somebody unpacks the layer of this chain. */
+  async unpackingOf(namespace: string, snapshotter: string, chainId: string, signal: AbortSignal): Promise<string[]> {
+    const filters = [`kind==active,labels."containerd.io/snapshot.ref"==${JSON.stringify(chainId)}`];
+    const about = { op: 'list snapshots of', subject: chainId, signal };
+    const found: string[] = [];
+    for await (const { info } of this.channel.read(METHODS.listSnapshots, { snapshotter, filters }, { namespace }, about)) {
+      found.push(...info.map(({ name }) => name));
+    }
+    return found;
   }
 
   /** Bytes that a snapshot itself takes; undefined when there is none. */

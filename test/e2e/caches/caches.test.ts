@@ -3,21 +3,25 @@
  * it away, and bytes go when the last user does. One host for all; the cases build on each other in order.
  */
 import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ARTIFACT_TYPE } from '../../../plugin/image/oci/media-types.ts';
 import { indexTars } from '../../support/converted-image.ts';
 import { Cri, readCriLog } from '../../support/cri.ts';
 import { DockerRegistry } from '../../support/docker-registry.ts';
-import { createCache, type ShownCache, waitCache } from '../../support/image-caches.ts';
+import { cacheById, createCache, listCaches, type ShownCache, waitCache } from '../../support/image-caches.ts';
 import { LazyHost, SNAPSHOTTER } from '../../support/lazy-host.ts';
 import { buildImage, layerOfEntries, type PushedImage, pushImage } from '../../support/oci-image.ts';
 import { allProcesses, killPid } from '../../support/process.ts';
+import { startRegistryProxy } from '../../support/registry-proxy.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { busyboxImage, busyboxLayer } from '../../support/small-images.ts';
 import { asArtifact } from '../../support/twin-image.ts';
+import { CacheDropper, VerifyingReader } from '../../support/verifying-reader.ts';
 import { waitFor } from '../../support/wait.ts';
 import { filledBytes, lazyBusybox } from '../lazy/lazy-images.ts';
 
@@ -75,6 +79,25 @@ afterAll(async () => {
   await host?.[Symbol.asyncDispose]();
   await scratch?.[Symbol.asyncDispose]();
 });
+
+/** The registry behind a slow link, under a name of its own. */
+async function slowLink(of: LazyHost, rateBytesPerS: number) {
+  const link = await startRegistryProxy({ upstream: of.registry.host, rateBytesPerS });
+  await of.containerd.addRegistry(link.host);
+  const push = { url: of.registry.url, host: link.host };
+  return { ...link, push, [Symbol.asyncDispose]: () => link.close() };
+}
+
+/** The root of a running container, as it sees it. */
+async function rootOf(of: LazyHost, containerId: string): Promise<string> {
+  const { stdout } = await of.containerd.ctr(['tasks', 'ls'], { namespace: 'k8s.io' });
+  const [, pid] =
+    stdout
+      .split('\n')
+      .map((line) => line.split(/\s+/))
+      .find(([id]) => id === containerId) ?? [];
+  return `/proc/${pid}/root`;
+}
 
 const kinds = (): Record<string, PushedImage> => ({ full, twin, ordinary });
 
@@ -161,6 +184,90 @@ test('a creation survives the death of its process, of the control plane and of 
   await waitFor(async () => !(await leases()).includes(imageCacheId), { what: 'the leases of the deleted cache to go', timeoutMs: 60_000 });
   expect(readdirSync(join(host.sidecar.root, 'pins')).filter((name) => name.startsWith(imageCacheId))).toEqual([]);
   expect(await known(reference)).toBe(false);
+});
+
+test('blobs that are here are not downloaded again; the flag for reuse decides whether they are believed or checked anew', async () => {
+  await host.registry.forget();
+  const [layer] = full.layers.slice(-1);
+  const made = async (
+    imageCacheName: string,
+    autoMatchImageCache: boolean,
+  ): Promise<{ cache: ShownCache; reused: string; sentBytes: number }> => {
+    const { imageCacheId } = await createCache(host.sidecar, { imageCacheName, images: [full.reference], autoMatchImageCache });
+    const cache = await waitCache(host.sidecar, imageCacheId, 'Ready');
+    const reused = cache.events.filter(({ reason }) => reason === 'Reused').map(({ message }) => message);
+    const sentBytes = await host.registry.blobBytesSent(layer!.digest);
+    await host.registry.forget();
+    return { cache, reused: reused.join('\n'), sentBytes };
+  };
+  const trusting = await made('trusting', true);
+  expect(trusting).toMatchObject({ reused: expect.stringContaining('taken as they were checked'), sentBytes: 0 });
+  const checking = await made('checking', false);
+  expect(checking).toMatchObject({ reused: expect.stringContaining('checked anew'), sentBytes: 0 });
+
+  // A bit that turned over on the disk since the blob was checked.
+  const [directory] = blobFiles(layer!.digest);
+  await using file = await open(join(directory!, 'data'), 'r+');
+  const at = Math.floor(layer!.sizeBytes / 2);
+  const { buffer } = await file.read(Buffer.alloc(1), 0, 1, at);
+  await file.write(Buffer.from([buffer[0]! ^ 1]), 0, 1, at);
+  expect(await made('still-trusting', true)).toMatchObject({ sentBytes: 0 });
+  const healed = await made('checking-again', false);
+  expect(healed.sentBytes).toBeGreaterThanOrEqual(layer!.sizeBytes);
+  const { buffer: after } = await file.read(Buffer.alloc(1), 0, 1, at);
+  expect(after[0]).toBe(buffer[0]);
+  const all = await listCaches(host.sidecar);
+  for (const { imageCacheId } of all.filter(({ imageCacheName }) => /trusting|checking/.test(imageCacheName))) {
+    await host.sidecar.admin('DELETE', `/v1/image-caches/${imageCacheId}`);
+  }
+});
+
+/** All that caches can leave behind: in containerd, and on the product's disk. */
+async function everything(): Promise<Record<string, string[]>> {
+  const listed = async (...args: string[]): Promise<string[]> =>
+    (await host.containerd.ctr(args, { namespace: 'k8s.io' })).stdout.split('\n').filter(Boolean).sort();
+  const isOwn = (line: string): boolean => !/(^|\/)(sidecar\.db|.*\.log)/.test(line);
+  return {
+    content: await listed('content', 'ls', '-q'),
+    snapshots: (await listed('snapshots', '--snapshotter', SNAPSHOTTER, 'ls')).map((line) => line.split(/\s+/)[0]!),
+    images: await listed('images', 'ls', '-q'),
+    leases: (await listed('leases', 'ls')).map((line) => line.split(/\s+/)[0]!),
+    files: execFileSync('find', ['.', '-xdev', '-mindepth', '1'], { cwd: host.sidecar.root, encoding: 'utf8' })
+      .split('\n')
+      .filter(isOwn)
+      .sort(),
+  };
+}
+
+test('a cache that fails says why, with both sizes when it is too large, and leaves nothing anywhere', async () => {
+  await forceCollection();
+  const { committedBytes } = JSON.parse(await host.sidecar.admin('GET', '/v1/usage')) as { committedBytes: number };
+  const before = await everything();
+  const fine = await pushImage(host.registry, 'caches/fine', '1', await lazyBusybox(scratch, [await kind('fine', 8)], config()));
+  const own = await layerOfEntries([{ name: 'own', content: filledBytes(300_000, 9) }], { gzip: true });
+  const other = await layerOfEntries([{ name: 'other', content: filledBytes(300_000, 10) }], { gzip: true });
+  await pushImage(host.registry, 'caches/failing', 'honest', buildImage([own, other], config()));
+  const largeBytes = 21 * 2 ** 30;
+  const large = await pushImage(host.registry, 'caches/failing', 'large', buildImage([own, { ...other, sizeBytes: largeBytes }], config()));
+  const broken = await pushImage(host.registry, 'caches/failing', 'broken', buildImage([own, { ...other, diffId: own.diffId }], config()));
+  const failureOf = async (imageCacheName: string, reference: string): Promise<string> => {
+    const { imageCacheId } = await createCache(host.sidecar, { imageCacheName, images: [fine.reference, reference] });
+    const { events } = await waitCache(host.sidecar, imageCacheId, 'Failed');
+    return events.find(({ reason }) => reason === 'Failed')?.message ?? '';
+  };
+  // Of the one nothing came yet; of the other one image was whole, and of the next a layer was unpacked.
+  const told = await failureOf('too-large', large.reference);
+  const [, needed, limit] = /take .* \((\d+) bytes\), and its size is .* \((\d+) bytes\)/.exec(told) ?? [];
+  expect(Number(needed), told).toBeGreaterThan(largeBytes);
+  expect(Number(limit), told).toBe(20 * 2 ** 30);
+  expect(await failureOf('broken', broken.reference)).toContain("the image's configuration says");
+  await waitFor(async () => isDeepStrictEqual(await everything(), before), {
+    what: 'nothing to be left of two caches that failed',
+    timeoutMs: 60_000,
+    details: async () => JSON.stringify({ before, now: await everything() }, undefined, 1),
+  });
+  await settledBytes();
+  expect(JSON.parse(await host.sidecar.admin('GET', '/v1/usage'))).toMatchObject({ committedBytes });
 });
 
 test('images of a private registry come with the credentials of their cache, which show nowhere', async () => {
@@ -264,21 +371,57 @@ test('with the last cache everything goes: leases, pins, records, unpacked layer
   await settledBytes();
 });
 
-test('a flash cache is Ready before it is whole, and becomes whole; a containerd that knows pinned images is told', async () => {
+test('a container of a flash cache starts without its registry before the cache is whole, and reads right while it becomes so', async () => {
   await using other = await LazyHost.start({ containerd: { line: '2' } });
-  const image = await pushImage(other.registry, 'caches/pinned', '1', await lazyBusybox(scratch, [], config()));
-  const request = { imageCacheName: 'pinned', images: [image.reference], flash: true };
-  const { imageCacheId } = await createCache(other.sidecar, request);
-  await waitCache(other.sidecar, imageCacheId, 'Ready');
-  const progress = async (): Promise<number> =>
-    (JSON.parse(await other.sidecar.admin('GET', `/v1/image-caches/${imageCacheId}`)) as { progress: number }).progress;
-  await waitFor(async () => (await progress()) === 100, { what: 'the flash cache to be whole', timeoutMs: 60_000 });
+  // Slow enough that the cache is not whole for long.
+  await using link = await slowLink(other, 3_000_000);
+  const payload = filledBytes(16_000_000, 7);
+  const above = [
+    await layerOfEntries([
+      { name: 'etc/kind', content: 'flash\n' },
+      { name: 'payload', content: payload },
+    ]),
+  ];
+  const image = await pushImage(link.push, 'caches/flash', '1', await lazyBusybox(scratch, above, config()));
+  await using its = await Cri.connect(other.containerd.socket);
+  await its.pullImage(`${other.registry.host}/test/pause:1`);
+
+  const { imageCacheId } = await createCache(other.sidecar, { imageCacheName: 'flash', images: [image.reference], flash: true });
+  const shown = await waitCache(other.sidecar, imageCacheId, 'Ready');
+  await other.registry.stop();
+  expect(shown.events.map(({ reason }) => reason)).toContain('StartRead');
+  const pod = await its.runPod('flash');
+  const started = await its.startContainer(pod, image.reference);
+  expect(await its.waitExit(started.id), other.sidecar.logTail()).toMatchObject({ exitCode: 0 });
+  expect((await readCriLog(started.logPath)).map(({ text }) => text)).toEqual(['flash']);
+  const progress = async (): Promise<number> => (await cacheById(other.sidecar, imageCacheId)).progress;
+  expect(await progress()).toBeLessThan(100);
+
+  await other.registry.startAgain();
+  link.setLink({ rateBytesPerS: 6_000_000 });
+  const command = ['/bin/sh', '-c', 'trap "exit 0" TERM; sleep 1000000 & wait'];
+  const container = await its.startContainer(pod, image.reference, { name: 'reader', command });
+  const files = [{ path: 'payload', size: payload.length, sha256: createHash('sha256').update(payload).digest('hex') }];
+  const root = await rootOf(other, container.id);
+  await using reader = await VerifyingReader.start({ root, mode: 'read', files, seed: 1 });
+  // So that each pass goes through the data plane.
+  await using _cold = new CacheDropper(200);
+  await waitFor(async () => (await progress()) === 100, {
+    what: 'the flash cache to be whole',
+    timeoutMs: 120_000,
+    details: () => other.sidecar.logTail(),
+  });
+  await reader.waitPasses(2);
+  expect(await reader.stop()).toMatchObject({ errors: [], wrong: [] });
+  expect((await cacheById(other.sidecar, imageCacheId)).status).toBe('Ready');
+  await its.removePod(pod.id);
+
+  // A containerd that knows pinned images is told.
   const record = async (): Promise<string> =>
     (await other.containerd.ctr(['images', 'ls'], { namespace: 'k8s.io' })).stdout
       .split('\n')
       .find((line) => line.startsWith(image.reference)) ?? '';
   expect(await record()).toContain('io.cri-containerd.pinned=pinned');
-  await using its = await Cri.connect(other.containerd.socket);
   const isPinned = async (): Promise<boolean | undefined> => {
     const { images } = await its.images('ListImages', {});
     return (images as { repoTags: string[]; pinned?: boolean }[]).find(({ repoTags }) => repoTags.includes(image.reference))?.pinned;

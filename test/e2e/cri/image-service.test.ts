@@ -9,14 +9,17 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { ContainerdLine } from '../../support/containerd-versions.ts';
 import { Cri } from '../../support/cri.ts';
 import { IMAGE_METHODS } from '../../support/cri-messages.ts';
+import { cacheById, createCache, waitCache } from '../../support/image-caches.ts';
 import { LazyHost } from '../../support/lazy-host.ts';
 import { layerOfEntries, type PushedImage, pushImage } from '../../support/oci-image.ts';
 import { PrivateImage } from '../../support/private-image.ts';
 import { decode, encode, type Message } from '../../support/protobuf-table.ts';
 import { type RawAnswer, RawGrpc } from '../../support/raw-grpc.ts';
+import { startRegistryProxy } from '../../support/registry-proxy.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { busyboxImage } from '../../support/small-images.ts';
 import { waitFor } from '../../support/wait.ts';
+import { filledBytes } from '../lazy/lazy-images.ts';
 
 type Method = keyof typeof IMAGE_METHODS;
 
@@ -211,11 +214,8 @@ test('a sidecar that is killed during pulls comes back, knows its pods, and the 
   expect(decode(IMAGE_METHODS.PullImage.response, again.bytes!).imageRef).toBe(large.config.digest);
 });
 
-test('a miss makes a cache of the pod, and the next pod has the image from it while the registry is stopped', async () => {
-  const layer = await layerOfEntries([{ name: 'cached', content: 'cached' }]);
-  const cached = await pushImage(host.registry, 'cri/cached', '1', await busyboxImage({ above: [layer] }));
-  expect((await proxied.call(pullCall(cached.reference, { auto: 'true' }))).code).toBe(0);
-  const uid = `uid-${pods}`;
+/** Waits until the cache that a pod's miss has caused is Ready. */
+async function automaticCache(uid: string): Promise<void> {
   await waitFor(
     async () => {
       const answer = await host.sidecar.admin('GET', `/v1/image-caches?name=auto-create-for-${uid}`);
@@ -224,6 +224,13 @@ test('a miss makes a cache of the pod, and the next pod has the image from it wh
     },
     { what: 'the automatic cache', timeoutMs: 120_000, everyMs: 200, details: () => host.sidecar.logTail() },
   );
+}
+
+test('a miss makes a cache of the pod, and the next pod has the image from it while the registry is stopped', async () => {
+  const layer = await layerOfEntries([{ name: 'cached', content: 'cached' }]);
+  const cached = await pushImage(host.registry, 'cri/cached', '1', await busyboxImage({ above: [layer] }));
+  expect((await proxied.call(pullCall(cached.reference, { auto: 'true' }))).code).toBe(0);
+  await automaticCache(`uid-${pods}`);
   await host.registry.stop();
   try {
     const hit = await proxied.call(pullCall(cached.reference, { auto: 'true' }));
@@ -238,6 +245,38 @@ test('a miss makes a cache of the pod, and the next pod has the image from it wh
   expect(decode(IMAGE_METHODS.ImageStatus.response, (await proxied.call(status)).bytes!).image).toMatchObject({ pinned: true });
   const removed = await proxied.call({ ...status, path: '/runtime.v1.ImageService/RemoveImage' });
   expect(removed.details).toContain('imc-');
+});
+
+test('a pull and a cache that is made at the same time share the download, whichever begins: the registry sends each layer once', async () => {
+  // Slow enough that both are at work together.
+  const link = await startRegistryProxy({ upstream: host.registry.host, rateBytesPerS: 4_000_000 });
+  await using _link = { [Symbol.asyncDispose]: () => link.close() };
+  await host.containerd.addRegistry(link.host);
+  const pushed = async (name: string, seed: number): Promise<PushedImage> => {
+    const files = [0, 1, 2].map((n) => [{ name: `${name}${n}`, content: filledBytes(1_500_000, seed + n) }]);
+    const above = await Promise.all(files.map((entries) => layerOfEntries(entries, { gzip: true })));
+    return pushImage({ url: host.registry.url, host: link.host }, `cri/${name}`, '1', await busyboxImage({ above }));
+  };
+  const sentOnce = async ({ layers }: PushedImage): Promise<void> => {
+    for (const { digest, sizeBytes } of layers.slice(1)) {
+      const sentBytes = await host.registry.blobBytesSent(digest);
+      // A request that is tried again on a busy machine may send a part twice.
+      expect(sentBytes, digest).toBeGreaterThanOrEqual(sizeBytes);
+      expect(sentBytes, digest).toBeLessThan(1.5 * sizeBytes);
+    }
+  };
+  const [first, second] = [await pushed('pulled', 20), await pushed('created', 30)];
+  await host.registry.forget();
+  expect((await proxied.call(pullCall(first.reference, { auto: 'true' }))).code).toBe(0);
+  await automaticCache(`uid-${pods}`);
+  await sentOnce(first);
+
+  const { imageCacheId } = await createCache(host.sidecar, { imageCacheName: 'created', images: [second.reference] });
+  const begun = async (): Promise<boolean> => (await cacheById(host.sidecar, imageCacheId)).progress > 0;
+  await waitFor(begun, { what: 'the cache to be under way', timeoutMs: 60_000, details: () => host.sidecar.logTail() });
+  expect((await proxied.call(pullCall(second.reference))).code).toBe(0);
+  await waitCache(host.sidecar, imageCacheId, 'Ready');
+  await sentOnce(second);
 });
 
 test('a container of a private image reads on while tokens die, passwords change and the sidecar is killed; nobody else may have the image', async () => {

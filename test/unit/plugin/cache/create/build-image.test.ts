@@ -29,6 +29,8 @@ function work(of: Image): Work {
 
 /** containerd in memory; `lazy`: chain ids that the snapshotter serves without a download. */
 function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?: number; diffIds?: readonly Digest[] } = {}) {
+  /** What somebody else who pulls has brought, and what he unpacks: chain ids, each for so many looks more. */
+  const others = { content: new Set<string>(), unpacking: new Map<string, number>() };
   const content = new Map<string, { bytes: Uint8Array; labels: Record<string, string> }>();
   const snapshots = new Map<string, number>();
   const leased: string[] = [];
@@ -46,6 +48,18 @@ function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?:
       made: { digest: string; source: { bytes?: Uint8Array }; labels: Record<string, string> },
     ) => {
       content.set(made.digest, { bytes: made.source.bytes ?? new Uint8Array(), labels: { ...made.labels } });
+    },
+    shareContent: async (_: string, _lease: string, made: { digest: string; bring(): Promise<string> }) => {
+      if (others.content.has(made.digest) || content.has(made.digest)) return false;
+      await made.bring();
+      content.set(made.digest, { bytes: new Uint8Array(), labels: {} });
+      return true;
+    },
+    unpackingOf: async (_: string, _s: string, chainId: string) => {
+      const looks = others.unpacking.get(chainId) ?? 0;
+      others.unpacking.set(chainId, looks - 1);
+      if (looks === 1) snapshots.set(chainId, options.layerBytes ?? 100);
+      return [...active, ...(looks > 0 ? ['extract-1 of somebody'] : [])];
     },
     labelContent: async (_: string, digest: string, labels: Record<string, string>) =>
       void Object.assign(content.get(digest)!.labels, labels),
@@ -91,7 +105,7 @@ function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?:
     onLayer: ({ digest }: { digest: Digest }, how: string) => void told.push(`${digest} ${how}`),
     signal: new AbortController().signal,
   };
-  return { parts, content, snapshots, leased, applied, active, fetched, told };
+  return { parts, content, snapshots, leased, applied, active, fetched, told, others };
 }
 
 test('lazy layers are not fetched; documents keep each other, and the lease keeps all', async () => {
@@ -102,7 +116,7 @@ test('lazy layers are not fetched; documents keep each other, and the lease keep
     target: { digest: of.manifest.digest },
     configDigest: of.config.digest,
     chainId: chains(of)[1],
-    unpackedBytes: 0,
+    unpacked: [],
   });
   expect(world.fetched).toEqual([]);
   expect(world.content.get(of.manifest.digest)?.labels).toMatchObject({ 'containerd.io/gc.ref.content.config': of.config.digest });
@@ -115,7 +129,8 @@ test('ordinary layers are fetched, unpacked, checked and measured; what is there
   const world = containerd(of);
   const made = await buildImage(work(of), world.parts);
   expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
-  expect(made.unpackedBytes).toBe(200);
+  expect(made.unpacked).toEqual(chains(of).map((chainId) => ({ chainId, bytes: 100 })));
+  expect(made.documentBytes).toBe(of.manifest.bytes.length + of.config.bytes.length);
   expect(made.fetchedBytes).toBe(
     of.manifest.bytes.length + of.config.bytes.length + of.layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
   );
@@ -124,6 +139,30 @@ test('ordinary layers are fetched, unpacked, checked and measured; what is there
   expect(again).toEqual({ ...made, fetchedBytes: 0 });
   expect(world.applied).toHaveLength(2);
   expect(world.told.slice(-2).every((line) => line.endsWith(' here'))).toBe(true);
+});
+
+test('a layer that somebody else brings and unpacks at the same time is neither fetched nor unpacked again', async () => {
+  const of = await image();
+  const world = containerd(of);
+  const [first] = chains(of);
+  world.others.content.add(of.layers[0]!.digest);
+  world.others.unpacking.set(first!, 2);
+  const made = await buildImage(work(of), world.parts);
+  const [, second] = of.layers;
+  expect(world.fetched).toEqual([second!.digest]);
+  expect(world.applied).toEqual([second!.digest]);
+  expect(world.told).toEqual([`${of.layers[0]!.digest} here`, `${second!.digest} unpacked`]);
+  expect(made.unpacked).toHaveLength(2);
+  expect(world.active.size).toBe(0);
+});
+
+test('a layer that somebody else brought and nobody unpacks is unpacked here', async () => {
+  const of = await image();
+  const world = containerd(of);
+  for (const { digest } of of.layers) world.others.content.add(digest);
+  await buildImage(work(of), world.parts);
+  expect(world.fetched).toEqual([]);
+  expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
 });
 
 test('a layer that is not what the configuration says is refused, and leaves no snapshot', async () => {

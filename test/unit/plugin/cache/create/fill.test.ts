@@ -23,6 +23,7 @@ function keeper(fill: BlobKeeper['fillPinned']): BlobKeeper {
   };
 }
 
+const NONE: ReadonlySet<string> = new Set();
 const plain = { renew: async () => {} };
 const signal = new AbortController().signal;
 
@@ -42,7 +43,7 @@ test('blobs are filled in any order and answered in theirs', async () => {
   const seen: string[] = [];
   const filled = await fillBlobs(
     keeper(async (_, one) => ({ path: one.digest, fetchedBytes: 7 })),
-    { owner: 'imc-a.x', blobs, access: plain, signal, onBytes: (digest) => seen.push(digest) },
+    { owner: 'imc-a.x', blobs, checkedAgain: NONE, access: plain, signal, onBytes: (digest) => seen.push(digest) },
     silentLogger,
   );
   expect(filled.map(({ path }) => path)).toEqual(blobs.map(({ digest }) => digest));
@@ -62,7 +63,7 @@ test('a failure ends the others, and is what is told', async () => {
         });
       });
     }),
-    { owner: 'imc-a.x', blobs: [1, 2, 3, 4].map(blob), access: plain, signal, onBytes: () => {} },
+    { owner: 'imc-a.x', blobs: [1, 2, 3, 4].map(blob), checkedAgain: NONE, access: plain, signal, onBytes: () => {} },
     silentLogger,
   );
   await expect(work).rejects.toBe(failure);
@@ -82,14 +83,14 @@ test('a data plane that was replaced is told again how the registry is reached',
     if (!isKnown) throw new AppError('Unauthenticated', { op: 'fetch', subject: 'blob', what: 'no credentials' });
     return { path: '/x', fetchedBytes: 1 };
   });
-  await fillBlobs(filling, { owner: 'imc-a.x', blobs: [blob(1)], access, signal, onBytes: () => {} }, silentLogger);
+  await fillBlobs(filling, { owner: 'imc-a.x', blobs: [blob(1)], checkedAgain: NONE, access, signal, onBytes: () => {} }, silentLogger);
   expect(renewals).toBe(1);
 });
 
 test('a cancelled fill is cancelled', async () => {
   const stop = new AbortController();
   stop.abort(new Error('enough'));
-  const request = { owner: 'imc-a.x', blobs: [blob(1)], access: plain, signal: stop.signal, onBytes: () => {} };
+  const request = { owner: 'imc-a.x', blobs: [blob(1)], checkedAgain: NONE, access: plain, signal: stop.signal, onBytes: () => {} };
   await expect(
     fillBlobs(
       keeper(async () => ({ path: '/x', fetchedBytes: 1 })),

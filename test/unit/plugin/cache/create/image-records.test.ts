@@ -15,7 +15,6 @@ function image(n: number, tag = 'registry.example/app:1'): OwnedImage {
     configDigest: digest(n + 100),
     chainId: digest(n + 200),
     blobs: [],
-    unpackedBytes: 0,
   };
 }
 

@@ -20,7 +20,6 @@ const image: OwnedImage = {
   configDigest: digest(2),
   chainId: digest(3),
   blobs: [{ digest: digest(4), sizeBytes: 10, repositories: [{ host: 'registry.example', repository: 'app' }] }],
-  unpackedBytes: 0,
 };
 
 const open = () => OwnedCaches.open(scratch.join('caches'), silentLogger);
