@@ -7,19 +7,13 @@ import { gunzip } from 'node:zlib';
 import pLimit from 'p-limit';
 import { type Digest, sha256 } from '../base/digest.ts';
 import { AppError } from '../base/errors.ts';
-import { MIB } from '../base/units.ts';
 import type { BlobSource, LayerSpec } from '../file/device-spec.ts';
 import { layerCompression } from '../image/oci/media-types.ts';
-import { parseTurboLayer } from '../image/turbo/turbo-layer.ts';
+import { MAX_TURBO_BLOB_BYTES, MAX_TURBO_TAR_BYTES, parseTurboLayer } from '../image/turbo/turbo-layer.ts';
 import type { IndexFiles } from './index-files.ts';
 import type { ImageResolver, RepositoryName } from './ports.ts';
 
 export type FsType = 'ext4' | 'erofs';
-
-/** The reference's index of a 370 MB layer has 12 MB; this is for layers of more than 2 GB compressed. Held in memory while it is read. */
-const MAX_BLOB_BYTES = 64 * MIB;
-/** Metadata compresses to a third and the gzip windows do not: twice the above is far from any real one. */
-const MAX_TAR_BYTES = 2 * MAX_BLOB_BYTES;
 
 /** Blobs in memory at once, over all pulls: 4 × (64 + 128) MiB at worst; usual ones take some hundred KiB. */
 const CONCURRENCY = 4;
@@ -43,9 +37,9 @@ function isGzip(bytes: Uint8Array): boolean {
 async function uncompress(bytes: Uint8Array, digest: string): Promise<Uint8Array> {
   if (!isGzip(bytes)) return bytes;
   try {
-    return await unzip(bytes, { maxOutputLength: MAX_TAR_BYTES });
+    return await unzip(bytes, { maxOutputLength: MAX_TURBO_TAR_BYTES });
   } catch (cause) {
-    const what = `it does not uncompress to at most ${MAX_TAR_BYTES} bytes: ${cause instanceof Error ? cause.message : String(cause)}`;
+    const what = `it does not uncompress to at most ${MAX_TURBO_TAR_BYTES} bytes: ${cause instanceof Error ? cause.message : String(cause)}`;
     throw new AppError('DataLoss', { op: 'open index layer', subject: digest, what, cause });
   }
 }
@@ -66,7 +60,7 @@ export class IndexLayers {
     return this.limit(async () => {
       signal.throwIfAborted();
       const { resolver, files } = this.parts;
-      const bytes = await resolver.fetchBlob(repository, blob, MAX_BLOB_BYTES, signal);
+      const bytes = await resolver.fetchBlob(repository, blob, MAX_TURBO_BLOB_BYTES, signal);
       const tar = await uncompress(bytes, blob.digest);
       const layer = parseTurboLayer(tar, blob.digest);
       const metaByFsType = new Map<FsType, BlobSource>();

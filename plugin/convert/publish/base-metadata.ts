@@ -10,14 +10,11 @@ import { MIB } from '../../base/units.ts';
 import type { LayerSpec } from '../../file/device-spec.ts';
 import { MemoryFile, type RandomAccessFile } from '../../file/file.ts';
 import { ANNOTATION, LAYER_VERSION } from '../../image/oci/annotations.ts';
-import { parseTurboLayer } from '../../image/turbo/turbo-layer.ts';
+import { MAX_TURBO_BLOB_BYTES, MAX_TURBO_TAR_BYTES, parseTurboLayer } from '../../image/turbo/turbo-layer.ts';
 import type { RegistryClient } from '../../registry/client.ts';
 import type { Repository } from '../../registry/reference.ts';
 import type { KnownLayer } from './ledger.ts';
 
-/** What the builder makes, with room to spare; larger ones are made anew. */
-const MAX_BLOB_BYTES = 64 * MIB;
-const MAX_TAR_BYTES = 2 * MAX_BLOB_BYTES;
 /** Of all layers of a base together, in memory. An image of a million files has some 50 MiB. */
 const MAX_METADATA_BYTES = 256 * MIB;
 /** Larger than any layer: mappings into the original lie inside, whatever its size. */
@@ -60,13 +57,14 @@ export class BaseMetadata {
     const { digest, sizeBytes, annotations } = layer;
     const refuse = (code: 'FailedPrecondition' | 'DataLoss', what: string, cause?: unknown): AppError =>
       new AppError(code, { op: 'open base', subject: digest, what, ...(cause === undefined ? {} : { cause }) });
-    if (sizeBytes > MAX_BLOB_BYTES) throw refuse('FailedPrecondition', `an index of ${sizeBytes} bytes, at most ${MAX_BLOB_BYTES}`);
-    const bytes = await this.client.getSmallBlob(this.repository, { digest, sizeBytes }, { signal, maxBytes: MAX_BLOB_BYTES });
+    if (sizeBytes > MAX_TURBO_BLOB_BYTES)
+      throw refuse('FailedPrecondition', `an index of ${sizeBytes} bytes, at most ${MAX_TURBO_BLOB_BYTES}`);
+    const bytes = await this.client.getSmallBlob(this.repository, { digest, sizeBytes }, { signal, maxBytes: MAX_TURBO_BLOB_BYTES });
     let tar: Uint8Array;
     try {
-      tar = await unzip(bytes, { maxOutputLength: MAX_TAR_BYTES });
+      tar = await unzip(bytes, { maxOutputLength: MAX_TURBO_TAR_BYTES });
     } catch (cause) {
-      throw refuse('DataLoss', `it does not uncompress to at most ${MAX_TAR_BYTES} bytes`, cause);
+      throw refuse('DataLoss', `it does not uncompress to at most ${MAX_TURBO_TAR_BYTES} bytes`, cause);
     }
     const view = parseTurboLayer(tar, digest).metaByFsType.get('erofs');
     const target = annotations[ANNOTATION.turboTargetDigest] as Digest | undefined;

@@ -2,7 +2,7 @@
  * The TurboOCI layer blob after gunzip: a small tar with file-system metadata, a marker and, for gzip layers, the gzip index.
  * Also the header-only tar of the local conversion flow. See FORMAT.md.
  */
-import { roundUp } from '../../base/units.ts';
+import { MIB, roundUp } from '../../base/units.ts';
 import { badField, readText, readU64 } from '../lsmt/bytes.ts';
 import { CHUNK_DIGESTS_NAME } from './chunk-digests.ts';
 
@@ -12,6 +12,14 @@ const AT = { size: 124, type: 156, devMajor: 329 };
 export const TURBO_MARKER = '.turbo.ociv1';
 export const EROFS_META_NAME = 'erofs.fs.meta';
 export const GZIP_INDEX_NAME = 'gzip.meta';
+
+/**
+ * The largest layer blob that is read, held in memory as a whole: the reference's index of a 370 MB layer has 12 MB, ours 5, so this is for
+ * layers of several GB. Readers and writers share it: what is larger could be published, and never be served.
+ */
+export const MAX_TURBO_BLOB_BYTES = 64 * MIB;
+/** The same uncompressed. Metadata compresses to a third and windows do not: twice the above is far from any real one. */
+export const MAX_TURBO_TAR_BYTES = 2 * MAX_TURBO_BLOB_BYTES;
 
 export interface TurboLayer {
   /** `ext4` or `erofs`, or both, to the ZFile (or bare) warp layer. Views into the input. */

@@ -23,6 +23,8 @@ export class EntryRecorder implements TarHandler {
   entryCount = 0;
   /** Runs that become records of the layer's index. */
   runCount = 0;
+  /** Content that the layer stores itself. */
+  keptBytes = 0;
 
   constructor(inlineLimitBytes: number, push: (record: TarRecord) => void) {
     this.inlineLimitBytes = inlineLimitBytes;
@@ -44,6 +46,7 @@ export class EntryRecorder implements TarHandler {
 
   content(bytes: Buffer, fileOffset: number): void {
     if (this.keepsAll) {
+      this.keptBytes += bytes.length;
       this.push({ fileOffset, bytes: Buffer.from(bytes) });
       return;
     }
@@ -59,6 +62,7 @@ export class EntryRecorder implements TarHandler {
 
   padding(bytes: Buffer): void {
     if (this.tailBytes === 0 || bytes.equals(ZEROS.subarray(0, bytes.length))) return;
+    this.keptBytes += this.tailBytes;
     this.push({ fileOffset: this.tailOffset, bytes: Buffer.from(this.tail.subarray(0, this.tailBytes)) });
     this.tailBytes = 0;
   }

@@ -8,7 +8,7 @@ import path from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import type { Digest } from '../../../base/digest.ts';
 import { AppError } from '../../../base/errors.ts';
-import { KIB, SECTOR_BYTES } from '../../../base/units.ts';
+import { KIB, MIB, SECTOR_BYTES } from '../../../base/units.ts';
 import { LayerBlobWriter } from '../../../file/layer-blob-writer.ts';
 import { type DeviceExtent, writeLayer } from '../../../image/erofs/layer-writer.ts';
 import { DEFAULT_GZIP_SPAN_BYTES } from '../../../image/gzip/gzip-index-writer.ts';
@@ -38,6 +38,8 @@ import { type BlobEntry, writeTurboBlob } from './turbo-blob.ts';
 const INLINE_LIMIT_BYTES = 512;
 /** The reference's form of the metadata. */
 const METADATA_FORM = { compression: { algorithm: ALGORITHM.lz4, blockSizeBytes: 4 * KIB }, wrapper: 'none' } as const;
+/** Readers take MAX_TURBO_BLOB_BYTES; the rest is for inodes and names. */
+const MAX_INDEX_BYTES = 48 * MIB;
 /** Scanned layers that wait for their turn, beside those being scanned; each costs its staging files. */
 const MAX_WAITING = 2;
 
@@ -123,6 +125,7 @@ export class IndexLayers implements AsyncDisposable {
       inlineLimitBytes: INLINE_LIMIT_BYTES,
       spanBytes: DEFAULT_GZIP_SPAN_BYTES,
       maxLayerBytes: this.options.maxLayerBytes ?? DEFAULT_MAX_LAYER_BYTES,
+      maxIndexBytes: MAX_INDEX_BYTES,
     };
   }
 
@@ -278,7 +281,7 @@ export class IndexLayers implements AsyncDisposable {
       };
     } catch (error) {
       await rm(target, { force: true });
-      throw error;
+      throw inLayer(error, layer.name);
     } finally {
       await rm(metadataPath, { force: true });
       await this.removeStaging(request);

@@ -8,7 +8,7 @@
 import { createHash } from 'node:crypto';
 import type { Digest } from '../../../base/digest.ts';
 import { AppError } from '../../../base/errors.ts';
-import { KIB, MIB } from '../../../base/units.ts';
+import { KIB } from '../../../base/units.ts';
 import { GZIP_WINDOW_BYTES, MAX_GZIP_SPAN_BYTES } from '../../../image/gzip/gzip-index.ts';
 import { type GzipEntry, GzipIndexWriter, SpanChooser } from '../../../image/gzip/gzip-index-writer.ts';
 import { GZIP_TRAILER_BYTES, gzipHeaderBytes } from '../../../image/gzip/member-header.ts';
@@ -24,8 +24,8 @@ import { IndexFileWriter } from './index-file.ts';
 import type { WindowRequest } from './plain-hasher.ts';
 import { RecordWriter } from './tar-records.ts';
 
-/** What a small blob may hold, so that readers, ours among them, take it: they hold it in memory while they take it apart. */
-const MAX_INDEX_BYTES = 48 * MIB;
+/** Of small files that the layer stores itself; they are mostly text. */
+const PACKED_SHARE = 0.5;
 /** Left for the metadata's own runs. */
 const MAX_MAPPED_RUNS = MAX_LAYER_RECORDS - 100_000;
 const LSMT_RECORD_BYTES = 16;
@@ -42,6 +42,8 @@ export interface ScanRequest {
   inlineLimitBytes: number;
   spanBytes: number;
   maxLayerBytes: number;
+  /** What the small blob may hold, inodes and names aside; a layer that needs more is not indexed. */
+  maxIndexBytes: number;
 }
 
 export interface ScannedLayer {
@@ -141,10 +143,11 @@ export class LayerScanner implements AsyncDisposable {
     if (isGzip) this.checkTrailer(sums.crc32);
     this.index.writeDigests(this.request.chunkDigestsPath, sums.digests, this.tarBytes);
     const gzipIndexBytes = isGzip ? this.index.finish({ gzipBytes: this.readBytes, plainBytes: this.tarBytes }) : undefined;
-    const total = (gzipIndexBytes ?? 0) + sums.digests.length + this.recorder.runCount * LSMT_RECORD_BYTES;
-    if (this.recorder.runCount > MAX_MAPPED_RUNS)
-      return { reason: `it has ${this.recorder.runCount} pieces of files, at most ${MAX_MAPPED_RUNS} can be mapped` };
-    if (total > MAX_INDEX_BYTES) return { reason: `its index would have ${total} bytes, at most ${MAX_INDEX_BYTES} are read` };
+    const { runCount, keptBytes } = this.recorder;
+    const total = Math.round((gzipIndexBytes ?? 0) + sums.digests.length + runCount * LSMT_RECORD_BYTES + keptBytes * PACKED_SHARE);
+    if (runCount > MAX_MAPPED_RUNS) return { reason: `it has ${runCount} pieces of files, at most ${MAX_MAPPED_RUNS} can be mapped` };
+    const { maxIndexBytes } = this.request;
+    if (total > maxIndexBytes) return { reason: `its index would have some ${total} bytes, at most ${maxIndexBytes} are made` };
     return {
       compression: isGzip ? 'gzip' : 'none',
       digest: isGzip ? `sha256:${this.stored.digest('hex')}` : diffId,

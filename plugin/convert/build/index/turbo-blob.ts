@@ -5,11 +5,14 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { open } from 'node:fs/promises';
+import path from 'node:path';
 import { Readable } from 'node:stream';
 import { createGzip } from 'node:zlib';
 import type { Digest } from '../../../base/digest.ts';
+import { AppError } from '../../../base/errors.ts';
 import { KIB, roundUp, SECTOR_BYTES } from '../../../base/units.ts';
 import { encodePlainHead } from '../../../image/overlaybd-tar/wrapper.ts';
+import { MAX_TURBO_BLOB_BYTES, MAX_TURBO_TAR_BYTES } from '../../../image/turbo/turbo-layer.ts';
 import { stagingError } from '../spool.ts';
 
 const MODE = 0o644;
@@ -23,7 +26,7 @@ export interface BlobEntry {
   path?: string;
 }
 
-/** Writes the blob; rejects with ResourceExhausted when the disk is full. The caller removes what is left after a failure. */
+/** Writes the blob; rejects with ResourceExhausted when the disk is full or readers would not take it. The caller removes what is left after a failure. */
 export async function writeTurboBlob(
   target: string,
   entries: readonly BlobEntry[],
@@ -32,10 +35,12 @@ export async function writeTurboBlob(
   const tar = createHash('sha256');
   const blob = createHash('sha256');
   let sizeBytes = 0;
+  let tarBytes = 0;
   const plain = async function* (): AsyncGenerator<Uint8Array> {
     for await (const bytes of tarOf(entries)) {
       signal.throwIfAborted();
       tar.update(bytes);
+      tarBytes += bytes.length;
       yield bytes;
     }
   };
@@ -53,6 +58,10 @@ export async function writeTurboBlob(
     throw stagingError(cause, target);
   } finally {
     await file.close();
+  }
+  if (sizeBytes > MAX_TURBO_BLOB_BYTES || tarBytes > MAX_TURBO_TAR_BYTES) {
+    const what = `it has ${sizeBytes} bytes (${tarBytes} uncompressed), readers take ${MAX_TURBO_BLOB_BYTES} (${MAX_TURBO_TAR_BYTES}); convert the image in full`;
+    throw new AppError('ResourceExhausted', { op: 'write index', subject: path.basename(target), what });
   }
   return { digest: `sha256:${blob.digest('hex')}`, diffId: `sha256:${tar.digest('hex')}`, sizeBytes };
 }
