@@ -5,7 +5,7 @@
 import { mkdir, rm } from 'node:fs/promises';
 import path from 'node:path';
 import pLimit from 'p-limit';
-import type { Digest } from '../../base/digest.ts';
+import { type Digest, sha256 } from '../../base/digest.ts';
 import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import { formatBytes } from '../../base/units.ts';
 import type { Descriptor } from '../../image/oci/descriptor.ts';
@@ -57,7 +57,7 @@ export async function publishManifest(
   const chainIds = chainIdsOf(source.config.diffIds);
   const { layers } = source.manifest;
   progress.add({ layersTotal: layers.length });
-  const known = await findKnown(context, keysOf(context, source));
+  const known = await findKnown(context, source);
   progress.add({
     layersDone: known.length,
     layersReused: known.length,
@@ -75,11 +75,12 @@ export async function publishManifest(
 }
 
 /**
- * Under which each layer stands in the ledger: the chain of what its blob depends on. In full mode these are the tars below and its own; an
- * index is of one compressed form of them, and how its lower layers are laid out depends on whether theirs could be indexed.
+ * Under which each layer stands in the ledger: the chain of all that its blob depends on, each layer by its stored bytes and the tar in them.
+ * The two were seen to belong together when the row was made. A configuration that merely claims the tars of another image finds nothing,
+ * and is found out when its layers are read.
  */
-function keysOf({ request }: PublishContext, { manifest, config }: SourceManifest): Digest[] {
-  return chainIdsOf(request.mode === 'full' ? config.diffIds : manifest.layers.map((layer) => layer.digest));
+function keysOf({ manifest, config }: SourceManifest): Digest[] {
+  return chainIdsOf(manifest.layers.map((layer, i) => sha256(`${layer.digest} ${config.diffIds[i]}`)));
 }
 
 /** Pushes a document by digest and reads it back. A `subject` in it is entered into the registry's referrers at the same time. */
@@ -93,12 +94,14 @@ export async function pushByDigest(
 }
 
 /** The longest run of layers from the bottom that the repository has or can mount; each is looked at, whatever the ledger says. */
-async function findKnown(context: PublishContext, keys: readonly Digest[]): Promise<KnownLayer[]> {
+async function findKnown(context: PublishContext, source: SourceManifest): Promise<KnownLayer[]> {
+  const keys = keysOf(source);
+  const { layers } = source.manifest;
   const entries = await context.ledger.find(keys, context.signal);
   const gap = entries.indexOf(undefined);
   const candidates = (gap === -1 ? entries : entries.slice(0, gap)) as LayerEntry[];
   const limit = pLimit(MAX_LOOKUPS);
-  const found = await Promise.all(candidates.map((entry, i) => limit(() => provide(context, keys[i]!, entry))));
+  const found = await Promise.all(candidates.map((entry, i) => limit(() => provide(context, keys[i]!, entry, layers[i]!))));
   const missing = found.indexOf(undefined);
   return (missing === -1 ? found : found.slice(0, missing)) as KnownLayer[];
 }
@@ -107,9 +110,14 @@ async function provide(
   { client, repository, ledger, signal, log }: PublishContext,
   chainId: Digest,
   entry: LayerEntry,
+  original: Descriptor,
 ): Promise<KnownLayer | undefined> {
   const { digest, sizeBytes, annotations } = entry;
   const others = entry.repositories.filter((name) => name !== repository.repository);
+  // What another repository holds is given to those only who have the original: a manifest can be pushed to some registries without.
+  if (others.length === entry.repositories.length && (await client.statBlob(repository, original.digest, { signal })) === undefined) {
+    return undefined;
+  }
   const outcome = await client.provideBlob(repository, { digest, sizeBytes }, { signal, mountFrom: others });
   const layer: KnownLayer = { digest, sizeBytes, annotations };
   const isRecorded = others.length < entry.repositories.length;
@@ -173,7 +181,7 @@ async function build(
   const signal = AbortSignal.any([context.signal, failed.signal]);
   const uploads = new UploadQueue((error) => failed.abort(error));
   const made: KnownLayer[] = [...known];
-  const keys = keysOf(context, source);
+  const keys = keysOf(source);
   const counted = countReads(sourceLayers(new RegistrySource(client, repository), source).slice(known.length), progress);
   try {
     const layers = convertLayers(counted, {

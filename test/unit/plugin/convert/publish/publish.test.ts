@@ -154,6 +154,28 @@ test('layers of another repository of the registry are mounted, not read or sent
   expect([...ledger.rows.keys()].map((key) => key.split(' ')[0])).toEqual(['team/app', 'team/other']);
 });
 
+test('an image that claims the tars of another one, or names layers that it does not have, is not given what was made of those', async () => {
+  for (const mode of ['full', 'index-only'] as const) {
+    const { registry, context } = await start();
+    const secret = buildImage([await layer('secret'), await layer('more')]);
+    store(registry, secret, '1', 'team/private');
+    await publishAccelerated(context('team/private', { mode }), { tag: '1' });
+    const [own, second] = [await layer('own'), await layer('second')];
+    const claimed = secret.layers.map(({ diffId }, i) => ({ ...[own, second][i]!, diffId }));
+    store(registry, buildImage(claimed), '1', 'team/public');
+    registry.log.length = 0;
+    const failure = await failureOf(publishAccelerated(context('team/public', { mode }), { tag: '1' }));
+    expect(failure.message).toMatch(/diffID is/);
+    expect(registry.log.filter((entry) => entry.url.includes('mount='))).toEqual([]);
+
+    store(registry, secret, '2', 'team/public');
+    const original = secret.layers[0]!.digest;
+    registry.inject({ path: new RegExp(`/v2/team/public/blobs/${original}`), times: 100, effect: { kind: 'status', status: 404 } });
+    expect((await failureOf(publishAccelerated(context('team/public', { mode }), { tag: '2' }))).code).toBe('NotFound');
+    expect(registry.log.filter((entry) => entry.url.includes('mount='))).toEqual([]);
+  }
+});
+
 test('an index is converted platform by platform; attestations, other systems and unwanted platforms stay', async () => {
   const { registry, context, lines } = await start();
   const amd = buildImage([await layer('amd')]);
