@@ -211,7 +211,7 @@ export async function startCri(options: CriOptions, dependencies: CriDependencie
     async stop() {
       await proxy[Symbol.asyncDispose]();
       await renewer[Symbol.asyncDispose]();
-      await pulls.settle();
+      await pulls.stop();
       upstream[Symbol.dispose]();
       await kube?.close();
     },

@@ -11,6 +11,7 @@ import type { Digest } from '../base/digest.ts';
 import { AppError, isAppError } from '../base/errors.ts';
 import { MAX_MANIFEST_BYTES } from '../base/limits.ts';
 import type { Logger } from '../base/log.ts';
+import { unlessAborted } from '../base/unless-aborted.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import { checkRepository, formatReference, parseReference, type Repository } from '../registry/reference.ts';
 import { ContainerdClient, type ImageTarget } from '../snapshotter/containerd/containerd-client.ts';
@@ -148,7 +149,7 @@ export class Materializer {
   ): Promise<number> {
     const { namespace, layer } = work;
     const key = `${namespace} ${layer.digest}`;
-    for (let other = this.writing.get(key); other !== undefined; other = this.writing.get(key)) await orAbort(other, signal);
+    for (let other = this.writing.get(key); other !== undefined; other = this.writing.get(key)) await unlessAborted(other, signal);
     signal.throwIfAborted();
     const writing = this.fetchAndWrite(client, work, signal);
     const done = writing.then(
@@ -230,13 +231,4 @@ function gcLabels(manifest: ImageManifest, labels: Readonly<Record<string, strin
   return Object.fromEntries(
     manifest.layers.flatMap(({ digest }: { digest: Digest }, index) => (kept.has(digest) ? [] : [[`${LABEL_GC_LAYER}${index}`, digest]])),
   );
-}
-
-function orAbort(work: Promise<unknown>, signal: AbortSignal): Promise<unknown> {
-  return new Promise((resolve, reject) => {
-    const onAbort = (): void => reject(signal.reason);
-    if (signal.aborted) onAbort();
-    signal.addEventListener('abort', onAbort, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
-  });
 }

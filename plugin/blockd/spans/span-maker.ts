@@ -12,6 +12,7 @@ import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
 import { LogRepeater } from '../../base/log-repeater.ts';
 import { MIB } from '../../base/units.ts';
+import { unlessAborted } from '../../base/unless-aborted.ts';
 import type { GzipSource } from '../../file/device-file.ts';
 import { MissingList } from '../../file/file.ts';
 import { layOutSpans } from '../../file/span-file.ts';
@@ -213,13 +214,4 @@ function spanOfUnit({ layout }: SpanSource, unit: number): number {
 
 function canceled(source: SpanSource): AppError {
   return new AppError('Canceled', { op: 'inflate', subject: source.gzip.source.digest, what: 'its device was closed' });
-}
-
-/** Settles as `work` does, or rejects with the signal's reason; `work` goes on for the others. */
-function unlessAborted(work: Promise<void>, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const onAbort = (): void => reject(signal.reason);
-    signal.addEventListener('abort', onAbort, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
-  });
 }

@@ -5,6 +5,7 @@
 import { LRUCache } from 'lru-cache';
 import type { Clock } from '../../base/clock.ts';
 import { describeError, isAppError } from '../../base/errors.ts';
+import { unlessAborted } from '../../base/unless-aborted.ts';
 import { type Credential, credentialFingerprint } from '../../registry/credentials.ts';
 import { formatRepository, type Reference, referenceObject } from '../../registry/reference.ts';
 
@@ -59,9 +60,7 @@ export class RightsChecker {
       asked = this.ask(reference, object, credential, key).finally(() => this.asking.delete(key));
       this.asking.set(key, asked);
     }
-    const rights = await asked;
-    signal.throwIfAborted();
-    return rights;
+    return unlessAborted(asked, signal);
   }
 
   private async ask(reference: Reference, object: string, credential: Credential | undefined, key: string): Promise<Rights> {

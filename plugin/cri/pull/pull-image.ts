@@ -11,9 +11,9 @@
 import type { PodImageRow } from '../../../db/pod-store.ts';
 import { AppError, describeError, isAppError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import type { CacheService, CacheState, ImageRegistryCredential } from '../../cache/types.ts';
+import type { CacheService } from '../../cache/types.ts';
 import { credentialFingerprint } from '../../registry/credentials.ts';
-import { formatReference, parseReference, type Reference } from '../../registry/reference.ts';
+import { parseReference, type Reference } from '../../registry/reference.ts';
 import type { CredentialVault } from '../../registry/vault/vault.ts';
 import { authOf, credentialOf } from '../credentials/auth-config.ts';
 import type { Candidate, CredentialBroker } from '../credentials/broker.ts';
@@ -32,14 +32,10 @@ import {
   readPullImageRequest,
   withAuth,
 } from '../wire/messages.ts';
+import { AutoCreator } from './auto-create.ts';
 import { type CacheDecision, decideByCaches, mayHit } from './cache-decision.ts';
 
-/** Images that an automatic cache takes (R110). */
-const MAX_CACHE_IMAGES = 20;
 const MAX_REASONS = 40;
-/** Automatic caches that are looked through; there are 25 unless more are configured. */
-const MAX_LISTED = 100;
-const MAKING: ReadonlySet<CacheState> = new Set(['Preparing', 'Creating', 'Updating']);
 /** Of Kubernetes. */
 const MAX_NAME_CHARS = 253;
 
@@ -76,11 +72,11 @@ interface Pull {
 
 export class PullImageHandler {
   private readonly options: PullOptions;
-  /** Caches being asked for; waited for at the end. */
-  private readonly creating = new Set<Promise<void>>();
+  private readonly autoCreator: AutoCreator;
 
   constructor(options: PullOptions) {
     this.options = options;
+    this.autoCreator = new AutoCreator(options);
   }
 
   readonly handle = async (call: UnaryCall): Promise<UnaryAnswer> => {
@@ -100,7 +96,9 @@ export class PullImageHandler {
     const candidates = await this.candidates(pull);
     const decision =
       pod === undefined ? undefined : (this.decided(pull, pod) ?? this.decide(pull, pod, await this.digestOf(pull, pod, candidates)));
-    if (decision?.wantsAutoCreate === true) this.autoCreate(pull, pod!, candidates);
+    if (pod !== undefined && decision?.wantsAutoCreate === true && this.options.caches !== undefined) {
+      this.autoCreator.begin(this.options.caches, { pod, image, candidates });
+    }
     if (pod !== undefined && decision !== undefined && decision.decision !== 'pull') {
       const answer = await this.fromCache(pull, pod, decision, candidates);
       if (answer !== undefined) return answer;
@@ -108,9 +106,9 @@ export class PullImageHandler {
     return this.byContainerd(pull, decision, candidates);
   };
 
-  /** Waits for what runs beside the calls. */
-  async settle(): Promise<void> {
-    await Promise.all(this.creating);
+  /** Ends what runs beside the calls. */
+  stop(): Promise<void> {
+    return this.autoCreator.stop();
   }
 
   private lookupSignal(call: UnaryCall): AbortSignal {
@@ -120,7 +118,7 @@ export class PullImageHandler {
   /** What was decided before; a refusal was none. */
   private decided({ image }: Pull, pod: KnownPod): CacheDecision | undefined {
     const known = this.options.pods.decision(pod.sandbox.uid, image);
-    return known === undefined || known.decision === 'refused' ? undefined : decisionOf(known);
+    return known === undefined || known.decision === 'refused' ? undefined : decisionOf(known, pod);
   }
 
   /** What the image's name means at the registry now, where a cache would be taken for it; undefined otherwise, or when nobody answers. */
@@ -141,7 +139,7 @@ export class PullImageHandler {
     const { pods, caches, events } = this.options;
     const { uid, namespace, name } = pod.sandbox;
     const known = pods.decision(uid, image);
-    if (known !== undefined && known.decision !== 'refused') return decisionOf(known);
+    if (known !== undefined && known.decision !== 'refused') return decisionOf(known, pod);
     let decision: CacheDecision;
     try {
       decision =
@@ -293,39 +291,10 @@ export class PullImageHandler {
     }
   }
 
-  private autoCreate(pull: Pull, pod: KnownPod, candidates: readonly Candidate[]): void {
-    const { caches, events } = this.options;
-    if (caches === undefined) return;
-    const images = pod.images.slice(0, MAX_CACHE_IMAGES);
-    if (isBeingMade(caches, pod.sandbox.uid, images)) return;
-    const request = {
-      sandboxId: pod.sandbox.uid,
-      images,
-      credentials: registryCredentials(pull.reference.host, candidates),
-      extraEphemeralStorage: pod.rules.extraEphemeralGib,
-    };
-    const work = caches.autoCreate(request).then(
-      ({ imageCacheId }) => events.add('pod-cache-created', subjectOf(pull), `image cache ${imageCacheId} is made of ${images.join(', ')}`),
-      (error: unknown) => events.add('pod-cache-not-created', subjectOf(pull), `no image cache is made: ${describeError(error)}`),
-    );
-    this.creating.add(work);
-    work.finally(() => this.creating.delete(work));
-  }
-
   private note({ pod, image }: Pull, decision: CacheDecision, outcome: PodImageRow['outcome'], reasons: readonly string[]): void {
     if (pod === undefined) return;
     this.options.pods.record(pod.sandbox.uid, image, { ...decision, outcome, reasons: withReasons(decision, reasons) });
   }
-}
-
-/** True when another pod has the same images cached already: the replicas of one Deployment start together. */
-function isBeingMade(caches: CacheService, uid: string, images: readonly string[]): boolean {
-  const { caches: automatic } = caches.list({ owner: 'system' }, { limit: MAX_LISTED });
-  return automatic.some((cache) => {
-    if (cache.sandboxId === uid || !MAKING.has(cache.status)) return false;
-    const held = new Set([...cache.images, ...(cache.pendingImages ?? [])].map(({ canonicalReference }) => canonicalReference));
-    return images.every((image) => held.has(formatReference(parseReference(image))));
-  });
 }
 
 /** Others than kubelet may send a sandbox without a name, or anything. */
@@ -340,10 +309,14 @@ function withReasons(decision: CacheDecision, more: readonly string[]): string[]
   return [...decision.reasons, ...more.filter((reason) => !decision.reasons.includes(reason))].slice(0, MAX_REASONS);
 }
 
-function decisionOf(row: PodImageRow): CacheDecision {
-  const { decision, cacheId, digest } = row;
-  const reasons = JSON.parse(row.reasons) as string[];
-  return { decision: decision === 'refused' ? 'pull' : decision, cacheId, digest, reasons, wantsAutoCreate: false };
+function decisionOf({ decision, cacheId, digest, outcome, reasons }: PodImageRow, { rules }: KnownPod): CacheDecision {
+  const mayHaveCache = rules.isSelected && rules.pin === null && rules.isAutomatic;
+  return {
+    ...{ cacheId, digest, reasons: JSON.parse(reasons) as string[] },
+    decision: decision === 'refused' ? 'pull' : decision,
+    // A pull that never succeeded is tried again, and what it said of the pod's rights too.
+    wantsAutoCreate: decision === 'pull' && outcome === null && mayHaveCache,
+  };
 }
 
 function subjectOf({ pod, image }: Pull): string {
@@ -353,14 +326,4 @@ function subjectOf({ pod, image }: Pull): string {
 /** Does the image that containerd shows have this digest, as index, manifest or configuration? */
 function isOfDigest(image: RuntimeImage, digest: string): boolean {
   return image.id === digest || image.repoDigests.some((text) => text.endsWith(`@${digest}`));
-}
-
-/** What the caches take: names and passwords. */
-function registryCredentials(server: string, candidates: readonly Candidate[]): ImageRegistryCredential[] {
-  for (const { credential } of candidates) {
-    if ('password' in credential && credential.username !== '' && credential.password !== '') {
-      return [{ server, userName: credential.username, password: credential.password }];
-    }
-  }
-  return [];
 }

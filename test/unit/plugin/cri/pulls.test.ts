@@ -222,9 +222,9 @@ describe('a pod that pins nothing', () => {
     pullable(A);
     expect((await pull(A, { name: 'first' })).code).toBe(CODES.ok);
     expect(runtime.pulls).toHaveLength(1);
-    // A pull that no cache could answer and that brings no credentials costs no request more.
-    expect(asked).toEqual([]);
     await waitFor(() => typesOf('team/first').includes('pod-cache-created'), { what: 'the automatic cache' });
+    // For the cache, beside the pull; a pull that no cache could answer and that brings no credentials asks nothing.
+    expect(asked).toEqual(['team/a ']);
     await waitFor(() => caches.service.list({ owner: 'system' }).caches[0]?.status === 'Ready', { what: 'its readiness' });
     expect(caches.service.list({ owner: 'system' }).caches[0]).toMatchObject({ imageCacheName: 'auto-create-for-uid-first' });
     expect((await pull(A, { name: 'second' })).code).toBe(CODES.ok);
@@ -503,6 +503,60 @@ describe('rights', () => {
     const sources = vault.sources();
     expect(await sources.ofPods('r.example', 'team/a')).toEqual(owner);
     expect(await sources.ofPods('r.example', 'team/b')).toBeUndefined();
+  });
+});
+
+describe('an automatic cache', () => {
+  const owner = { username: 'owner', password: 'good' };
+
+  test('is made of what the pod itself may have, never with what another pod brought', async () => {
+    pullable(A);
+    allowed = new Set(['owner:good']);
+    expect((await pull(A, { name: 'owner', annotations: { [AUTO]: 'false' }, auth: owner })).code).toBe(CODES.ok);
+    expect(await vault.sources().ofPods('r.example', 'team/a')).toEqual(owner);
+    // In the registry, and not for this pod: containerd is refused, as here it is not found.
+    const other = 'r.example/team/a:2';
+    caches.node.push(fakeImage(other, ['secret-layer']));
+    for (let i = 0; i < 2; i += 1) expect((await pull(other, { name: 'stranger' })).code).toBe(CODES.notFound);
+    await waitFor(() => typesOf('team/stranger').includes('pod-cache-not-created'), { what: 'the refusal' });
+    await service.stop();
+    expect(caches.service.list().totalCount).toBe(0);
+    expect(typesOf('team/stranger')).toEqual(['pod-cache-not-created']);
+    await start();
+  });
+
+  test('leaves out images that the pod may not have, and gets the credentials of the others', async () => {
+    await fs.mkdir(scratch.join('manifests'));
+    const pod = { kind: 'Pod', metadata: { name: 'p', namespace: 'team' }, spec: { containers: [{ image: A }, { image: B }] } };
+    await fs.writeFile(scratch.join('manifests', 'p.json'), JSON.stringify(pod));
+    const requests: unknown[] = [];
+    const seen = Object.create(caches.service, {
+      autoCreate: {
+        value: (request: Parameters<typeof caches.service.autoCreate>[0]) => {
+          requests.push({ images: request.images, credentials: request.credentials });
+          return caches.service.autoCreate(request);
+        },
+      },
+    }) as typeof caches.service;
+    const askRegistry: CriDependencies['askRegistry'] = async ({ repository }, object, credential) => {
+      if (repository === 'team/a' && credential !== undefined) return `sha256:${'a'.repeat(64)}`;
+      throw new AppError('Unauthenticated', { op: 'resolve', subject: object, what: 'wants other credentials' });
+    };
+    await restart({ manifestsDir: scratch.join('manifests') }, { caches: seen, askRegistry });
+    for (const reference of [A, B]) pullable(reference);
+    expect((await pull(A, { name: 'p-node', auth: owner })).code).toBe(CODES.ok);
+    await waitFor(() => requests.length > 0, { what: 'the request' });
+    expect(requests).toEqual([{ images: [A], credentials: [{ server: 'r.example', userName: 'owner', password: 'good' }] }]);
+  });
+
+  test('is asked for again when the registry did not answer at the first try', async () => {
+    allowed = undefined;
+    expect((await pull(A, { name: 'p' })).code).toBe(CODES.notFound);
+    await waitFor(() => typesOf('team/p').includes('pod-cache-not-created'), { what: 'the event' });
+    allowed = new Set(['']);
+    pullable(A);
+    expect((await pull(A, { name: 'p' })).code).toBe(CODES.ok);
+    await waitFor(() => typesOf('team/p').includes('pod-cache-created'), { what: 'the cache' });
   });
 });
 
