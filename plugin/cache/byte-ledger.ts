@@ -51,13 +51,6 @@ export class ByteLedger {
     else this.ofCache.set(cacheId, parts);
   }
 
-  /** Bytes that the images would add to what is there. */
-  neededFor(images: readonly ResolvedImage[]): number {
-    let needed = 0;
-    for (const [name, bytes] of partsOfAll(images)) if (!this.parts.has(name)) needed += bytes;
-    return needed;
-  }
-
   /** Bytes that would go if the cache went. */
   freedBy(cacheId: string): number {
     let freed = 0;

@@ -144,7 +144,8 @@ export class WorkerProcess<Result> {
 
   private async death(): Promise<Error> {
     const { exitCode, signalCode } = this.child;
-    const ranOutOfMemory = (await this.options.cgroup?.ranOutOfMemory()) === true;
+    // V8 aborts when its heap is full, which it is before the cgroup is.
+    const ranOutOfMemory = signalCode === 'SIGABRT' || (await this.options.cgroup?.ranOutOfMemory()) === true;
     return this.failures.died({ ranOutOfMemory, how: signalCode ?? `exit ${exitCode}` });
   }
 }
