@@ -55,12 +55,14 @@ export class Mirrors {
   /**
    * Calls `action` for one endpoint after another until one succeeds. A broken connection is tried once more at once on the same one:
    * most are kept-alive connections that the server closed meanwhile. `action` gets its share of the deadline. Throws the most telling
-   * of the failures, with all of them in its message; Canceled at once.
+   * of the failures, with all of them in its message, and `details.registryRefused` when the registry itself, no mirror, refused the
+   * credentials, whatever is the most telling; Canceled at once.
    */
   async first<T>(request: MirrorRequest, action: (endpoint: Endpoint, deadline: Deadline) => Promise<T>): Promise<T> {
     const all = await this.hosts.resolve(request.repository.host);
     const order = this.order(all, request);
     const failures: AppError[] = [];
+    let isRefused = false;
     for (const [index, endpoint] of order.entries()) {
       for (let attempt = 1; ; attempt += 1) {
         const startMs = this.clock.monotonicMs();
@@ -78,12 +80,13 @@ export class Mirrors {
           }
           if (attempt === 1 && error.details.fault === 'reset') continue;
           failures.push(error);
+          isRefused ||= endpoint.credentialHost === request.repository.host && isAppError(error, 'Unauthenticated', 'PermissionDenied');
           if (blamesEndpoint(error)) this.hold(endpoint.key, spentMs);
           break;
         }
       }
     }
-    throw combine(request, failures);
+    throw combine(request, failures, isRefused);
   }
 
   /** The endpoints in the order of trying: usable, held back, to be avoided. */
@@ -132,7 +135,7 @@ function blamesEndpoint(error: AppError): boolean {
   return error.code === 'Unavailable' || error.code === 'DeadlineExceeded';
 }
 
-function combine(request: MirrorRequest, failures: readonly AppError[]): AppError {
+function combine(request: MirrorRequest, failures: readonly AppError[], isRefused: boolean): AppError {
   const subject = `${formatRepository(request.repository)} ${request.subject}`;
   if (failures.length === 0) {
     return new AppError('FailedPrecondition', {
@@ -147,7 +150,8 @@ function combine(request: MirrorRequest, failures: readonly AppError[]): AppErro
   const telling =
     TELLING.map((code) => patient.find((failure) => failure.code === code)).find((failure) => failure !== undefined) ?? failures.at(-1)!;
   const whats = failures.map((failure) => failure.message.slice(failure.op.length + failure.subject.length + 3));
-  const options: AppErrorOptions = { op: request.op, subject, what: whats.join('; '), details: telling.details, cause: telling };
+  const details = isRefused ? { ...telling.details, registryRefused: true } : telling.details;
+  const options: AppErrorOptions = { op: request.op, subject, what: whats.join('; '), details, cause: telling };
   if (telling.retryAfterMs !== undefined) options.retryAfterMs = telling.retryAfterMs;
   return new AppError(telling.code, options);
 }

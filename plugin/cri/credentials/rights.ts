@@ -75,7 +75,9 @@ export class RightsChecker {
       return { verdict: 'granted', reason: 'the registry consents', digest };
     } catch (error) {
       if (!isAppError(error) && !timeout.aborted) throw error;
-      const isRefusal = isAppError(error, 'Unauthenticated', 'PermissionDenied');
+      // A mirror that is away beside it takes nothing from the registry's own word.
+      const isRefusal =
+        isAppError(error, 'Unauthenticated', 'PermissionDenied') || (isAppError(error) && error.details.registryRefused === true);
       return { verdict: isRefusal ? 'refused' : 'unknown', reason: describeError(error) };
     }
   }

@@ -458,6 +458,16 @@ describe('rights', () => {
     expect(vault.list().map(({ credential }) => credential)).toEqual([owner]);
   });
 
+  test('a registry that refuses beside a mirror that is away has refused', async () => {
+    const id = await cacheOf('one', [A]);
+    const askRegistry: CriDependencies['askRegistry'] = async (_reference, object) => {
+      const details = { registryRefused: true };
+      throw new AppError('Unavailable', { op: 'resolve', subject: object, what: 'mirror: away; registry: 401', details });
+    };
+    await restart({}, { askRegistry });
+    expect((await pull(A, { name: 'p', annotations: { [PIN]: id } })).code).toBe(CODES.permissionDenied);
+  });
+
   test('a consent is believed for a while, a registry that is away costs only the check; "strict" and "off" say otherwise', async () => {
     const id = await cacheOf('one', [A]);
     const annotations = { [PIN]: id };

@@ -73,3 +73,24 @@ test('a mirror that failed before has a few seconds to prove itself, then the ne
   expect(await fetch()).toBe(second.origin);
   expect(first.log).toHaveLength(2);
 }, 30_000);
+
+test.each([
+  ['the registry’s own refusal is told beside a mirror that is away', 503, 403, true],
+  ['a mirror’s refusal is not taken for that of a registry that is away', 403, 503, undefined],
+])('%s', async (_what, mirrorStatus, registryStatus, registryRefused) => {
+  const [mirror, registry] = [await startFaultRegistry(), await startFaultRegistry()];
+  const { certsDir, cleanUp } = makeHostsDir({ [registry.host]: [mirror.origin, registry.origin] });
+  const client = testClient({ hostsDirs: [certsDir] });
+  onTestFinished(async () => {
+    await client.close();
+    cleanUp();
+    await mirror.stop();
+    await registry.stop();
+  });
+  const fail = (status: number) => ({ path: /manifests/, effect: { kind: 'status', status }, times: 1000 }) as const;
+  mirror.inject(fail(mirrorStatus));
+  registry.inject(fail(registryStatus));
+  const failure = await failureOf(client.resolve({ host: registry.host, repository: 'team/app' }, 'latest'));
+  expect(failure.code).toBe('Unavailable');
+  expect(failure.details.registryRefused).toBe(registryRefused);
+});
