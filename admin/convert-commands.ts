@@ -35,6 +35,7 @@ export interface ConvertCommandTools {
 
 interface RequestFlags {
   mode: string;
+  unindexable: string;
   runtime: string;
   platform?: string[];
   compression: string;
@@ -59,6 +60,14 @@ const requestFlags = (command: Command): Command =>
   command
     .addOption(new Option('--mode <mode>', 'what is made').choices(['full', 'index-only']).default('full'))
     .addOption(
+      new Option(
+        '--unindexable <what>',
+        'in index-only mode, layers that cannot be read at random (zstd): made in full, or a reason to fail',
+      )
+        .choices(['convert', 'refuse'])
+        .default('convert'),
+    )
+    .addOption(
       new Option('--runtime <runtime>', 'what shall run it; decides the tag')
         .choices(['containerd', 'docker-and-containerd'])
         .default('containerd'),
@@ -67,8 +76,8 @@ const requestFlags = (command: Command): Command =>
     .addOption(new Option('--compression <name>', 'of the layers').choices(['zstd', 'lz4']).default('zstd'))
     .addOption(new Option('--block-kib <n>', 'KiB of a compressed block').choices(['4', '8', '16', '32', '64']).default('64'));
 
-const requestOf = ({ mode, runtime, platform, compression, blockKib }: RequestFlags) => ({
-  ...{ mode, runtime, compression, blockKib: Number(blockKib) },
+const requestOf = ({ mode, unindexable, runtime, platform, compression, blockKib }: RequestFlags) => ({
+  ...{ mode, unindexable, runtime, compression, blockKib: Number(blockKib) },
   ...(platform === undefined ? {} : { platforms: platform }),
 });
 

@@ -65,6 +65,8 @@ test('convert tells each change as a line of JSON where there is no terminal, an
   expect((await tables('convert', 'registry.example/team/app:1', '--detach')).stdout).toMatch(/^JOB 7\nstate +BUILDING/);
   expect((await tables('convert', 'registry.example/team/app:1')).stdout).toMatch(/^registry\.example\/team\/app:\S+@sha256:\S+\n$/);
   expect((await obdctl('convert', 'x:1', '--mode', 'best')).code).toBe(2);
+  const strict = await obdctl('rule', 'add', 'r.example/a', '--mode', 'index-only', '--unindexable', 'refuse');
+  expect(JSON.parse(strict.stdout)).toMatchObject({ request: { mode: 'index-only', unindexable: 'refuse' } });
   expect((await obdctl('convert', 'oci-layout:/x')).stderr).toMatch(/--output oci-layout:DIRECTORY/);
 });
 
