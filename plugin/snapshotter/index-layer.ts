@@ -92,7 +92,8 @@ export function indexSpecOf(
     const { gzipIndex, chunkDigests } = layer;
     const checked = chunkDigests === undefined ? {} : { chunkDigests };
     if (gzipIndex !== undefined) return { spec: { kind: 'index', meta, target, gzipIndex, ...checked } };
-    if (compression === 'none') return { spec: { kind: 'index', meta, target, ...checked } };
+    // Digests of the tar's chunks hold for the tar alone: nothing of a gzip file could pass for it.
+    if (compression === 'none' || chunkDigests !== undefined) return { spec: { kind: 'index', meta, target, ...checked } };
     return { refusal: 'its original layer is compressed with gzip and it carries no index of it' };
   }
   const what =

@@ -399,6 +399,20 @@ test('originals that cannot be read at random are refused; a whole layer in thei
   expect(steps).toEqual(['remote', 'remote']);
 });
 
+test('a tar whose media type says gzip is read as the tar that its checked index knows; an unchecked index is no proof', async () => {
+  for (const [files, steps] of [
+    [['erofs.fs.meta', 'sha256.chunks'], 'remote'],
+    [['erofs.fs.meta'], 'downloaded'],
+  ] as const) {
+    const layer = base(`tar ${files.length}`);
+    const image = `r.example/team/app:${files.length}`;
+    const manifest = harness.resolver.addImage(image, [layer]);
+    const index = indexLayer(await turboBlob(`tar ${files.length}`, [...files]), layer);
+    harness.resolver.addImage(`${image}_accelerated`, [index], turbo(manifest));
+    expect((await pull(manifest, [layer], image)).steps).toBe(steps);
+  }
+});
+
 test.each([
   ['no gzip', () => new Uint8Array([0x1f, 0x8b, 8, 0]), /does not uncompress/],
   ['a bomb', () => gzipSync(Buffer.alloc(200 * 1024 * 1024)), /does not uncompress to at most/],
