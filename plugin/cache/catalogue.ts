@@ -86,6 +86,21 @@ export class Catalogue {
     return this.candidates.values();
   }
 
+  /** Caches, whatever their state. */
+  get count(): number {
+    return this.records.size;
+  }
+
+  /** Of those that pods cannot have now, some that hold an image of these repositories. */
+  notServing(repositories: ReadonlySet<string>, atMost: number): Candidate[] {
+    const found: Candidate[] = [];
+    for (const candidate of this.candidates.values()) {
+      if (found.length >= atMost) break;
+      if (!candidate.serves && candidate.images.some(({ repository }) => repositories.has(repository))) found.push(candidate);
+    }
+    return found;
+  }
+
   view(id: string): ImageCache {
     return viewOf(this.get(id), this.events(id), this.rules);
   }

@@ -108,6 +108,25 @@ export class MatchIndex {
     return winner;
   }
 
+  /** The best and others that have something in common with the pod, `atMost` in all: for who wants to say why they lost. */
+  near(query: MatchQuery, atMost: number): Candidate[] {
+    const best = this.best(query);
+    const found = new Set(best === undefined ? [] : [best]);
+    for (const { digest, tagReference, repository, layers = [] } of query.images) {
+      const postings = [
+        digest === undefined ? NONE : this.digests.get(digest),
+        tagReference === undefined ? NONE : this.references.get(tagReference),
+        this.repositories.get(repository),
+        ...layers.map((layer) => this.layers.get(layer.digest)),
+      ];
+      for (const slot of postings.flatMap((slots = NONE) => slots.slice(0, atMost))) {
+        if (found.size >= atMost) return [...found];
+        found.add(this.caches[slot]!);
+      }
+    }
+    return [...found];
+  }
+
   private choose(query: MatchQuery, needed: number): Candidate | undefined {
     const { covered, scores, sizes } = this;
     const isFit = (slot: number): boolean => covered[slot]! >= needed && sizes[slot]! <= query.ephemeralStorage;

@@ -151,8 +151,8 @@ function explainPin(query: MatchQuery, scored: readonly Scored[], pinnedId: stri
   };
 }
 
-/** Every cache with its scores, best first, and why it lost. */
-export function explainMatch(query: MatchQuery, caches: Iterable<Candidate>): MatchExplanation {
+/** Every one of these caches with its scores, best first, and why it lost. `total`: how many there are, when these are not all. */
+export function explainMatch(query: MatchQuery, caches: Iterable<Candidate>, total?: number): MatchExplanation {
   const scored = Array.from(caches, (cache) => ({ cache, score: scoreOf(query, cache) }));
   const { ephemeralStorage } = query;
   if (query.pinnedId !== undefined) return explainPin(query, scored, query.pinnedId);
@@ -166,7 +166,7 @@ export function explainMatch(query: MatchQuery, caches: Iterable<Candidate>): Ma
   return {
     outcome: winner === undefined ? 'none' : 'matched',
     imageCacheId: winner?.cache.id ?? null,
-    reason: winner === undefined ? `none of ${scored.length} caches can be chosen` : reasonOf(winner, query),
+    reason: winner === undefined ? `none of ${total ?? scored.length} caches can be chosen` : reasonOf(winner, query),
     ephemeralStorage,
     candidates: [
       ...ranked.map((entry, index) => candidate(entry, index + 1, index === 0 ? null : whyLost(query, winner!, entry))),

@@ -196,8 +196,12 @@ class Service implements CacheService {
     return this.catalogue.watchers.watch(present, passes, signal);
   }
 
-  explain(request: MatchRequest): MatchExplanation {
-    return explainMatch(this.query(request), this.catalogue.matchable());
+  explain(request: MatchRequest, { atMost }: { atMost?: number } = {}): MatchExplanation {
+    const query = this.query(request);
+    if (atMost === undefined || query.pinnedId !== undefined) return explainMatch(query, this.catalogue.matchable());
+    const repositories = new Set(query.images.map(({ repository }) => repository));
+    const near = [...this.catalogue.index.near(query, atMost), ...this.catalogue.notServing(repositories, atMost)];
+    return explainMatch(query, near, this.catalogue.count);
   }
 
   matchForPod(request: MatchRequest): MatchResult {

@@ -285,8 +285,11 @@ export interface CacheService {
    * between. Ends with the signal or the service.
    */
   watch(signal: AbortSignal, filter?: Pick<CacheFilter, 'imageCacheIds' | 'owner'>): AsyncIterable<CacheChange>;
-  /** Every candidate with its scores and why it lost. Changes nothing. */
-  explain(request: MatchRequest): MatchExplanation;
+  /**
+   * Every candidate with its scores and why it lost. Changes nothing. `atMost`: the chosen one, and so many others that have something in common
+   * with the pod; in time that does not grow with the number of caches, for who asks at each pull.
+   */
+  explain(request: MatchRequest, options?: { atMost?: number }): MatchExplanation;
   /**
    * The decision for a pod, from what is known here (give digests for a better one); records the match. A pin that is unknown is NotFound, one
    * that does not serve is FailedPrecondition `ImageCache.IncorrectStatus`.

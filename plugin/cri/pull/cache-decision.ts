@@ -7,8 +7,9 @@ import type { CacheService, ImageCache, MatchExplanation, MatchRequest, MatchRes
 import { type RuleInForce, ruleInForce } from '../pods/annotations.ts';
 import type { KnownPod } from '../pods/pod-book.ts';
 
-/** Candidates whose losing is explained. */
+/** Candidates whose losing is explained; of how many of those that have something in common with the pod they are the first. */
 const MAX_EXPLAINED = 10;
+const NEAR = { atMost: 50 };
 
 export interface CacheDecision {
   readonly decision: 'pinned-cache' | 'matched-cache' | 'pull';
@@ -74,7 +75,7 @@ export function decideByCaches(caches: CacheService, pod: KnownPod, image: strin
   const request = requestOf(pod, image, rule === 'pin' ? undefined : digest);
   let result: MatchResult;
   try {
-    if (rule !== 'pin') reasons.push(...explained(caches.explain(request)));
+    if (rule !== 'pin') reasons.push(...explained(caches.explain(request, NEAR)));
     result = caches.matchForPod(request);
   } catch (error) {
     if (rule !== 'pin' || !isAppError(error, 'NotFound', 'FailedPrecondition')) throw error;
@@ -99,7 +100,7 @@ export function decideByCaches(caches: CacheService, pod: KnownPod, image: strin
 export function mayHit(caches: CacheService, pod: KnownPod, image: string): boolean {
   const rule = ruleInForce(pod.rules);
   if (!pod.rules.isSelected || rule === 'pin' || rule === 'off') return false;
-  const chosen = caches.explain(requestOf(pod, image, undefined)).candidates.find(({ rank }) => rank === 1);
+  const chosen = caches.explain(requestOf(pod, image, undefined), NEAR).candidates.find(({ rank }) => rank === 1);
   return chosen?.images.some(({ reference, isCovered }) => reference === image && isCovered) === true;
 }
 

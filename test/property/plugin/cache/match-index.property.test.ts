@@ -63,6 +63,9 @@ test('the index and the plain ranking choose the same cache', () => {
           const { imageCacheId, candidates } = explainMatch(query, caches.values());
           expect(index.best(query)?.id ?? null).toBe(imageCacheId);
           expect(candidates).toHaveLength(caches.size);
+          const near = index.near(query, 3);
+          expect(near.length).toBeLessThanOrEqual(3);
+          expect(explainMatch(query, near).imageCacheId).toBe(imageCacheId);
           expect(candidates.filter((entry) => entry.lostBecause === null)).toHaveLength(imageCacheId === null ? 0 : 1);
         }
       }
