@@ -65,6 +65,7 @@ export class Changes {
       catalogue.insert(record, { type: 'Normal', reason: 'Accepted', message }, () =>
         tokens.add('create', clientToken, request, record.id),
       );
+      for (const event of notesOf(request.cloud)) catalogue.note(record.id, event);
       poke();
       return record.id;
     });
@@ -174,6 +175,21 @@ export class Changes {
         : `its version is ${version}, not ${wanted}: it was changed meanwhile`;
     return cacheError('OperationConflict', { op, subject: id, what, details: { version } });
   }
+}
+
+/** What is kept of the request and does nothing here (R118), and what a node cannot do (R128). */
+function notesOf(cloud: Readonly<Record<string, string>>): NewEvent[] {
+  const names = Object.keys(cloud);
+  if (names.length === 0) return [];
+  const notes: NewEvent[] = [
+    { type: 'Normal', reason: 'WithoutEffect', message: `kept, and without effect on a node: ${names.join(', ')}` },
+  ];
+  const copies = names.filter((name) => /^(flash|standard)copycount$/i.test(name) && Number(cloud[name]) > 1);
+  if (copies.length > 0) {
+    const what = `${copies.map((name) => `${name} ${cloud[name]}`).join(', ')}: this node keeps one verified copy; each node that has the cache keeps another`;
+    notes.push({ type: 'Warning', reason: 'OneCopy', message: what });
+  }
+  return notes;
 }
 
 function checkToken(token: string | undefined, op: string): void {

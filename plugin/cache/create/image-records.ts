@@ -100,6 +100,14 @@ export async function apply(client: ImageClient, namespace: string, changes: rea
   }
 }
 
+/**
+ * What containers use, as names of records and as digests of what they name: CRI notes any of the names that an image has, also one that no
+ * cache knows.
+ */
+export function usedBy(containers: readonly { image: string }[], records: ReadonlyMap<string, ImageRecord>): ReadonlySet<string> {
+  return new Set(containers.flatMap(({ image }) => [image, records.get(image)?.target.digest ?? image]));
+}
+
 /** All records of the namespace by name. */
 export async function recordsOf(client: ImageClient, namespace: string, signal: AbortSignal): Promise<Map<string, ImageRecord>> {
   return new Map((await client.images(namespace, signal)).map((record) => [record.name, record]));

@@ -21,6 +21,7 @@ import type { ImageResolver } from '../../snapshotter/service.ts';
 import type { HeldPart, ImageAccess, ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../image-store.ts';
 import { type Access, type FilledBlob, fillBlobs, ImageProgress, isPlain, tooLarge, withAccess } from './blob-fill.ts';
 import { makeImage } from './image-process.ts';
+import { recordsOf, usedBy } from './image-records.ts';
 import { imageKeyOf, OwnedCaches, type OwnedImage } from './owned.ts';
 import type { BlobKeeper, ServedImages } from './ports.ts';
 import type { Made, Question } from './protocol.ts';
@@ -337,9 +338,9 @@ export class ContainerdImageStore implements ImageStore {
   async inUse(cacheIds: readonly string[], signal: AbortSignal): Promise<ReadonlySet<string>> {
     const { containerdAddress, namespace } = this.options;
     using client = new ImageClient(containerdAddress);
-    const used = new Set((await client.containers(namespace, signal)).map(({ image }) => image));
+    const used = usedBy(await client.containers(namespace, signal), await recordsOf(client, namespace, signal));
     const isUsed = (cacheId: string): boolean =>
-      this.parts.owned.get(cacheId)?.ready.some(({ names }) => names.some((name) => used.has(name))) === true;
+      this.parts.owned.get(cacheId)?.ready.some(({ names, target }) => [target.digest, ...names].some((name) => used.has(name))) === true;
     return new Set(cacheIds.filter(isUsed));
   }
 

@@ -130,12 +130,12 @@ export async function shareContent(
   }
 }
 
-/** Undefined: somebody writes it now. Other reasons for which containerd does not take it are errors. */
+/** Undefined: somebody writes it now, which containerd says in words alone. Other reasons for which it does not take it are errors. */
 async function unlessLocked(begun: Promise<number>): Promise<number | undefined> {
   try {
     return await begun;
   } catch (error) {
-    if (isAppError(error, 'Unavailable') && /\block(ed)?\b/.test(error.message)) return undefined;
+    if (isAppError(error, 'Unavailable') && /\bref \S+ locked\b/.test(error.message)) return undefined;
     throw error;
   }
 }

@@ -62,7 +62,7 @@ test('the widest request is accepted and shown without its secrets', async () =>
     ...{ eliminationStrategy: 'LRU', autoMatchImageCache: true, flash: true, tags: [{ key: 'team', value: 'a' }] },
     imageRegistryCredentials: [{ server: 'registry.example', userName: 'u', password: 'hidden-word' }],
     ...{ plainHttpRegistry: ['registry.example'], insecureRegistry: ['other.example:5000'], cpuArch: 'arm64', osType: 'linux' },
-    ...{ resourceGroupId: 'rg-1', cloud: { vSwitchId: 'vsw-1', flashCopyCount: '1' } },
+    ...{ resourceGroupId: 'rg-1', cloud: { vSwitchId: 'vsw-1', flashCopyCount: '2' } },
   };
   const created = await caches.service.create(request);
   expect(created).toMatchObject({
@@ -71,9 +71,14 @@ test('the widest request is accepted and shown without its secrets', async () =>
       tags: [{ key: 'team', value: 'a' }],
       cpuArch: 'arm64',
       resourceGroupId: 'rg-1',
-      cloud: { vSwitchId: 'vsw-1', flashCopyCount: '1' },
+      cloud: { vSwitchId: 'vsw-1', flashCopyCount: '2' },
     },
   });
+  expect(created.events.map(({ type, reason, message }) => `${type} ${reason}: ${message}`)).toEqual([
+    expect.stringContaining('Accepted'),
+    expect.stringMatching(/WithoutEffect: .*vSwitchId, flashCopyCount/),
+    expect.stringMatching(/Warning OneCopy: flashCopyCount 2: /),
+  ]);
   expect(JSON.stringify(created)).not.toContain('hidden-word');
 });
 

@@ -1,6 +1,6 @@
 /** Image records of caches: named and labelled as CRI's own, given back when somebody removes them, gone when nobody wants them. */
 import { expect, test } from 'vitest';
-import { changesToKeep, changesToLeave, changesToMake, knowsPinned } from '../../../../../plugin/cache/create/image-records.ts';
+import { changesToKeep, changesToLeave, changesToMake, knowsPinned, usedBy } from '../../../../../plugin/cache/create/image-records.ts';
 import type { OwnedImage } from '../../../../../plugin/cache/create/owned.ts';
 import type { ImageRecord } from '../../../../../plugin/snapshotter/containerd/image-client.ts';
 
@@ -87,6 +87,14 @@ test('a pull by somebody else takes our claim away: the record is theirs', () =>
   made.set(tag, pulled(tag, 1));
   const after = applied([...made.values()], changesToLeave(image(1), made, none, false));
   expect([...after.keys()]).toEqual([tag]);
+});
+
+test('a container uses an image by whatever name of it CRI noted', () => {
+  const held = image(1);
+  const alias: ImageRecord = { name: 'registry.example/app:latest', target: held.target, labels: {} };
+  const records = new Map([[alias.name, alias]]);
+  const used = usedBy([{ image: alias.name }, { image: 'gone:1' }], records);
+  expect([...used].sort()).toEqual(['gone:1', alias.name, held.target.digest].sort());
 });
 
 test('names that another cached image has stay, and are its again', () => {
