@@ -16,8 +16,7 @@ import { onPush } from '../../../../../plugin/convert/trigger/push.ts';
 import { WEBHOOK_PATH, WebhookServer } from '../../../../../plugin/convert/trigger/webhook-server.ts';
 import { encodeManifest } from '../../../../../plugin/image/oci/manifest.ts';
 import { MEDIA_TYPE } from '../../../../../plugin/image/oci/media-types.ts';
-import type { RegistryClient } from '../../../../../plugin/registry/client.ts';
-import { startFaultRegistry } from '../../../../support/fault-registry.ts';
+import { type FaultRegistry, startFaultRegistry } from '../../../../support/fault-registry.ts';
 import { testClient, until } from '../../../../support/registry-client.ts';
 
 const WAIT_MS = 30_000;
@@ -48,9 +47,17 @@ const parts = () => ({ queue, jobs, events, clock: systemClock });
 const makeRule = (repository: string, detection: 'webhook' | 'poll') => book.add(newRuleSchema.parse({ repository, detection }));
 const jobsOf = (tag: string) => queue.list({ limit: MAX_PENDING_JOBS + 1 }).filter((job) => job.tag === tag);
 
-function makePoller(client: RegistryClient): Poller {
+/** A repository with one tag, and a poller that has seen it. */
+async function afterFirstLook(): Promise<{ registry: FaultRegistry; poller: Poller }> {
+  const registry = stack.use(await startFaultRegistry());
+  const client = stack.use(testClient());
+  registry.addManifest('team/app', index('one'), MEDIA_TYPE.ociIndex, '1');
+  const rule = makeRule(`${registry.host}/team/app`, 'poll');
   const base = { rules: book, store: new ConvertRuleStore(database), client, clock: systemClock, logger: silentLogger };
-  return stack.use(new Poller({ ...base, intervalMs: 3_600_000, onPush: (of, push) => onPush(of, push, 'poll', parts()) }));
+  const poller = stack.use(new Poller({ ...base, intervalMs: 3_600_000, onPush: (of, push) => onPush(of, push, 'poll', parts()) }));
+  poller.poke();
+  await until(() => book.get(rule.id).hasBaseline, 'the first look', WAIT_MS);
+  return { registry, poller };
 }
 
 function fillQueue(): number[] {
@@ -61,13 +68,7 @@ function fillQueue(): number[] {
 }
 
 test('a push that polling noticed is brought again at the next look', async () => {
-  const registry = stack.use(await startFaultRegistry());
-  const client = stack.use(testClient());
-  registry.addManifest('team/app', index('one'), MEDIA_TYPE.ociIndex, '1');
-  const rule = makeRule(`${registry.host}/team/app`, 'poll');
-  const poller = makePoller(client);
-  poller.poke();
-  await until(() => book.get(rule.id).hasBaseline, 'the first look', WAIT_MS);
+  const { registry, poller } = await afterFirstLook();
   const [first] = fillQueue();
   registry.addManifest('team/app', index('two'), MEDIA_TYPE.ociIndex, '2');
   const refusals = () => events.list(100).filter((event) => /wait already/.test(event.message)).length;
@@ -80,13 +81,7 @@ test('a push that polling noticed is brought again at the next look', async () =
 });
 
 test('a repository that is said not to be there for a while does not make pushes of its old tags', async () => {
-  const registry = stack.use(await startFaultRegistry());
-  const client = stack.use(testClient());
-  registry.addManifest('team/app', index('one'), MEDIA_TYPE.ociIndex, '1');
-  const rule = makeRule(`${registry.host}/team/app`, 'poll');
-  const poller = makePoller(client);
-  poller.poke();
-  await until(() => book.get(rule.id).hasBaseline, 'the first look', WAIT_MS);
+  const { registry, poller } = await afterFirstLook();
   registry.inject({ path: /tags\/list/, effect: { kind: 'status', status: 404 } });
   poller.poke();
   await until(() => registry.log.some((entry) => entry.status === 404), 'the look that finds nothing', WAIT_MS);
