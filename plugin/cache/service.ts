@@ -50,6 +50,8 @@ export * from './types.ts';
 
 /** Expiry is told in days; a minute late is nothing. */
 const SWEEP_MS = 60_000;
+/** What could not be looked at, since containerd or the data plane was away, is soon. */
+const LOOK_AGAIN_MS = 60_000;
 /** Until containerd is there for the first time. */
 const FIRST_SWEEPS_MS = 2_000;
 
@@ -137,7 +139,7 @@ class Service implements CacheService {
         () => this.sweeper.sweep(),
       ),
       this.repeat(
-        () => this.options.verifyIntervalMs,
+        () => (this.verifier.sawAll ? this.options.verifyIntervalMs : Math.min(LOOK_AGAIN_MS, this.options.verifyIntervalMs)),
         'looking at image caches',
         () => this.verifier.verifyAll(),
       ),

@@ -21,6 +21,8 @@ export interface VerifierParts {
 
 export class Verifier {
   private readonly parts: VerifierParts;
+  /** False: some cache could not be looked at the last time, as at boot, when containerd comes after this service. */
+  sawAll = false;
 
   constructor(parts: VerifierParts) {
     this.parts = parts;
@@ -28,6 +30,7 @@ export class Verifier {
 
   /** Every cache that serves and is not worked on. What cannot be told is left as it is. */
   async verifyAll(): Promise<void> {
+    this.sawAll = true;
     for (const { id } of this.parts.catalogue.all()) {
       if (this.parts.signal.aborted) return;
       const reference = await this.missing(id);
@@ -48,6 +51,7 @@ export class Verifier {
       try {
         if (!(await store.verify(id, resolved, AbortSignal.any([signal, AbortSignal.timeout(VERIFY_LIMIT_MS)])))) return reference;
       } catch (error) {
+        this.sawAll = false;
         if (!signal.aborted) logger.warn({ cache: id, reason: describeError(error) }, 'an image cache cannot be looked at');
         return undefined;
       }

@@ -153,7 +153,7 @@ export class ContainerdImageStore implements ImageStore {
       fillBlobs(blobs, { owner, blobs: some, checkedAgain: reused, access, signal, onBytes }, logger);
     const filled = await fill(until === 'usable' ? remote.filter(({ digest }) => reused.has(digest)) : remote);
     const fetchedBytes = filled.reduce((sum, one) => sum + one.fetchedBytes, made.fetchedBytes);
-    if (until === 'usable') await this.readStart(cacheId, owned, options);
+    if (until === 'usable' && remote.length > 0) await this.readStart(cacheId, owned, options);
     // Known before its records are made: whatever happens then, they are kept or taken away with it.
     await this.parts.owned.change(cacheId, (cache) => ({
       ...cache,

@@ -245,6 +245,20 @@ test('content that is damaged is noticed and brought again; the cache does not s
   expect(reasonsOf(caches.service, imageCacheId)).toContain('ContentDamaged');
 });
 
+test('what could not be looked at, as at boot, is looked at again within a minute', async () => {
+  await using caches = host();
+  const { imageCacheId } = await caches.service.create({ imageCacheName: 'web', images: [WEB.reference] });
+  await caches.settle();
+  caches.node.blobs.delete(layerDigest('web'));
+  caches.node.fail('verify', new AppError('Unavailable', { op: 'look up', subject: 'snapshot', what: 'containerd is away' }));
+  caches.restart();
+  await caches.settle();
+  expect(reasonsOf(caches.service, imageCacheId)).not.toContain('ContentDamaged');
+  await caches.pass(60_000);
+  expect(reasonsOf(caches.service, imageCacheId)).toContain('ContentDamaged');
+  expect(caches.service.get(imageCacheId)).toMatchObject({ status: 'Ready', progress: 100 });
+});
+
 test('while a cache is updated the former content serves, and a failed update leaves it', async () => {
   await using caches = host();
   const { service } = caches;
