@@ -274,9 +274,9 @@ export class PullImageHandler {
     const untilMs = performance.now() + this.options.lookupMs / 2;
     for (const candidate of candidates) {
       if (performance.now() >= untilMs) return { candidate: unjudged ?? candidate, isSure: false };
-      const { verdict } = await this.options.rights.check(reference, undefined, candidate.credential, call.signal);
+      const { verdict, isInferred } = await this.options.rights.check(reference, undefined, candidate.credential, call.signal);
       if (verdict === 'granted') return { candidate, isSure: true };
-      if (verdict === 'unknown') unjudged ??= candidate;
+      if (verdict === 'unknown' || isInferred === true) unjudged ??= candidate;
     }
     return { candidate: unjudged, isSure: false };
   }

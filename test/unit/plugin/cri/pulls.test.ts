@@ -468,6 +468,27 @@ describe('rights', () => {
     expect((await pull(A, { name: 'p', annotations: { [PIN]: id } })).code).toBe(CODES.permissionDenied);
   });
 
+  test('credentials that break the connection open nothing: without them the registry answers', async () => {
+    const id = await cacheOf('one', [A]);
+    pullable(A);
+    let isAway = false;
+    const askRegistry: CriDependencies['askRegistry'] = async (_reference, object, credential) => {
+      const about = { op: 'resolve', subject: object };
+      if (isAway || credential !== undefined) throw new AppError('Unavailable', { ...about, what: 'the connection broke' });
+      throw new AppError('Unauthenticated', { ...about, what: 'wants credentials' });
+    };
+    await restart({}, { askRegistry });
+    const pod = { annotations: { [PIN]: id }, auth: { username: 'u', password: 'x'.repeat(60_000) } };
+    const refused = await pull(A, { name: 'p', ...pod });
+    expect(refused.code).toBe(CODES.permissionDenied);
+    expect(refused.details).not.toContain('xxxx');
+    // It may be a moment's fault, so that containerd's own pull goes on with them.
+    expect((await pull(A, { name: 'q', annotations: { [AUTO]: 'false' }, auth: owner })).code).toBe(CODES.ok);
+    expect(runtime.pulls).toEqual([{ image: A, auth: 'owner:good' }]);
+    isAway = true;
+    expect((await pull(A, { name: 'r', ...pod })).code).toBe(CODES.ok);
+  });
+
   test('a consent is believed for a while, a registry that is away costs only the check; "strict" and "off" say otherwise', async () => {
     const id = await cacheOf('one', [A]);
     const annotations = { [PIN]: id };
@@ -612,7 +633,8 @@ describe('when parts fail', () => {
     };
     await restart({ dockerConfig, lookupMs: 200 }, { askRegistry: silent });
     expect((await pull(A, { name: 'p', annotations: { [AUTO]: 'false' } })).code).toBe(CODES.ok);
-    expect(asked).toEqual(['docker']);
+    // The second is without credentials: is it away?
+    expect(asked).toEqual(['docker', '']);
     expect(runtime.pulls).toEqual([{ image: A, auth: 'docker:d' }]);
   });
 
