@@ -1,5 +1,6 @@
 /** Who may do what: bearer tokens for TCP, and credentials of registries. */
 import { type Command, InvalidArgumentError } from 'commander';
+import { whole } from './arguments.ts';
 import { SCOPES } from './auth/scopes.ts';
 import type { TokenView } from './auth/tokens.ts';
 import type { AdminMethod } from './client.ts';
@@ -22,11 +23,6 @@ function scopesOf(text: string): string[] {
   return scopes;
 }
 
-function wholeDays(text: string): number {
-  if (!/^\d{1,4}$/.test(text)) throw new InvalidArgumentError('is not a number of days');
-  return Number(text);
-}
-
 const renderTokens = (rows: readonly TokenView[]): string =>
   table(
     ['ID', 'NAME', 'SCOPES', 'CREATED', 'EXPIRES'],
@@ -41,7 +37,7 @@ export function addAccessCommands(program: Command, { call, print, printWord }: 
     .description('makes a token; its text is printed this once')
     .argument('<name>', 'who uses it; in the audit log')
     .requiredOption('--scope <scopes>', `comma list of ${SCOPES.join(', ')}; each may read, admin may everything`, scopesOf)
-    .option('--days <days>', 'refused after so many days (default: never)', wholeDays)
+    .option('--days <days>', 'refused after so many days (default: never)', whole)
     .action(async (name: string, { scope, days }: { scope: string[]; days?: number }) => {
       const made = await call<NewTokenView>('POST', '/v1/tokens', { name, scopes: scope, expiresInDays: days });
       printWord(made, made.token);

@@ -1,11 +1,12 @@
 /** Image caches from a shell: `cache create|ls|show|update|rm|match|events`, and `usage`. */
-import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type Command, Option } from 'commander';
 import { AppError, isAppError } from '../plugin/base/errors.ts';
 import { CACHE_STATES } from '../plugin/cache/service.ts';
-import { renderCache, renderCacheEvents, renderCaches, renderChange, renderExplanation, renderUsage } from './cache-render.ts';
+import { repeated, whole } from './arguments.ts';
+import { renderCache, renderCacheEvents, renderCaches, renderChange, renderExplanation, renderUsage, stateOf } from './cache-render.ts';
 import type { CacheChangeView, CacheView, ExplanationView, UsageView } from './cache-schemas.ts';
 import type { AdminMethod } from './client.ts';
-import { follow, untilInterrupted } from './follow.ts';
+import { follow, ProgressLine, untilInterrupted } from './follow.ts';
 import { CACHE_PAGE_MAX } from './limits.ts';
 import { readSecret } from './read-secret.ts';
 import { printable, printRemoved } from './render.ts';
@@ -32,12 +33,6 @@ interface SettingFlags {
   insecure?: string[];
 }
 
-/** Whole numbers only; ranges are the service's business. */
-function whole(text: string): number {
-  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError('is not a whole number');
-  return Number(text);
-}
-
 const days = (text: string): number | 'never' => (text === 'never' ? 'never' : whole(text));
 
 const settingFlags = (command: Command): Command =>
@@ -46,10 +41,14 @@ const settingFlags = (command: Command): Command =>
     .option('--days <days>', 'removed after so many days; never: not by itself', days)
     .option('--lru', 'may give way when there are too many caches')
     .option('--no-lru', 'may not')
-    .option('--tag <key=value...>', 'labels; replaces all')
-    .option('--credential <server=user...>', 'the password is asked for, or read from standard input where that is no terminal')
-    .option('--plain-http <host...>', 'registries spoken to without TLS')
-    .option('--insecure <host...>', 'registries whose certificate is not checked');
+    .option('--tag <key=value>', 'a label; replaces all that there were; repeat for several', repeated)
+    .option(
+      '--credential <server=user>',
+      'the password is asked for, or read from standard input where that is no terminal; repeatable',
+      repeated,
+    )
+    .option('--plain-http <host>', 'a registry spoken to without TLS; repeatable', repeated)
+    .option('--insecure <host>', 'a registry whose certificate is not checked; repeatable', repeated);
 
 function splitAt(text: string, what: string): [string, string] {
   const at = text.indexOf('=');
@@ -111,7 +110,7 @@ function addCreate(cache: Command, tools: CacheCommandTools): void {
   const create = cache
     .command('create')
     .description('makes a cache')
-    .argument('<name>')
+    .argument('<name>', '2 to 128 of a-z, 0-9 and -')
     .argument('<image...>', 'references, 1 to 20')
     .option('--flash', 'usable before every byte is here')
     .option('--wait', 'until it is Ready or has failed')
@@ -145,7 +144,7 @@ function addLooks(cache: Command, tools: CacheCommandTools): void {
     .addOption(new Option('--status <status>', 'only these').choices(CACHE_STATES))
     .addOption(new Option('--owner <owner>', 'only these: user (made by hand) or system (automatic)').choices(['user', 'system']))
     .option('--image <reference>', 'only those that hold an image')
-    .option('--tag <key=value...>', 'only those with a label')
+    .option('--tag <key=value>', 'only those with this label, or with all of several', repeated)
     .action(async ({ status, owner, image, tag }: { status?: string; owner?: string; image?: string; tag?: string[] }) => {
       const query = new URLSearchParams({ limit: String(CACHE_PAGE_MAX) });
       for (const [key, value] of Object.entries({ status, owner, image })) if (value !== undefined) query.set(key, value);
@@ -183,6 +182,7 @@ function addLooks(cache: Command, tools: CacheCommandTools): void {
 /** Shows each event of a cache once, as it comes; until it settles, or for ever. A failed cache makes the command fail. */
 async function showChanges(id: string, tools: CacheCommandTools, { untilSettled }: { untilSettled: boolean }): Promise<void> {
   const shown = new Map<string, number>();
+  const line = new ProgressLine(tools.isJson());
   const followed = {
     check: () => tools.call('GET', `/v1/image-caches/${id}/events`),
     watch: () => tools.watch(`/v1/image-caches:watch?id=${id}`),
@@ -191,9 +191,11 @@ async function showChanges(id: string, tools: CacheCommandTools, { untilSettled 
     const { kind, imageCache } = JSON.parse(data) as CacheChangeView;
     const fresh = imageCache.events.filter(({ name, count }) => shown.get(name) !== count);
     for (const { name, count } of fresh) shown.set(name, count);
+    line.clear();
     if (tools.isJson()) for (const event of fresh) process.stdout.write(`${JSON.stringify(event)}\n`);
     else process.stdout.write(renderChange(imageCache, fresh));
     const hasFailed = imageCache.status === 'Failed' || imageCache.status === 'UpdateFailed';
+    if (kind !== 'deleted' && !hasFailed && imageCache.status !== 'Ready') line.show(stateOf(imageCache));
     if (kind === 'deleted') {
       process.stderr.write(`obdctl: ${printable(imageCache.imageCacheName)} was deleted\n`);
       if (untilSettled) tools.fail();
@@ -211,14 +213,15 @@ function addChanges(cache: Command, tools: CacheCommandTools): void {
     .description('changes what is given; the former content serves until new images are here')
     .argument('<cache>', 'id or name')
     .option('--name <name>', 'another name')
-    .option('--image <reference...>', 'other images; replaces all')
+    .option('--image <reference>', 'another image; replaces all that there were; repeat for several', repeated)
     .option('--if-version <n>', 'only if the cache is as it was at that version', whole);
   settingFlags(update).action(async (text: string, flags: SettingFlags & { name?: string; image?: string[]; ifVersion?: number }) => {
     const { name, image, ifVersion } = flags;
     const named = { ...(name === undefined ? {} : { imageCacheName: name }), ...(image === undefined ? {} : { images: image }) };
+    const patch = { ...named, ...(await settingsOf(flags)) };
+    if (Object.keys(patch).length === 0) return update.error('error: nothing to change is given');
     const headers = ifVersion === undefined ? {} : { 'if-match': `"${ifVersion}"` };
-    const path = `/v1/image-caches/${await idOf(text, tools)}`;
-    const changed = await tools.call<CacheView>('PATCH', path, { ...named, ...(await settingsOf(flags)) }, headers);
+    const changed = await tools.call<CacheView>('PATCH', `/v1/image-caches/${await idOf(text, tools)}`, patch, headers);
     tools.print(changed, () => renderCache(changed));
   });
   cache

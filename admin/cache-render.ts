@@ -6,7 +6,7 @@ import { printable, table } from './render.ts';
 type Event = CacheView['events'][number];
 
 const heldBytes = (cache: CacheView): number => cache.images.reduce((sum, image) => sum + (image.sizeBytes ?? 0), 0);
-const stateOf = ({ status, progress }: CacheView): string => (status === 'Ready' ? status : `${status} ${Math.floor(progress)} %`);
+export const stateOf = ({ status, progress }: CacheView): string => (status === 'Ready' ? status : `${status} ${Math.floor(progress)} %`);
 
 export function renderCaches(caches: readonly CacheView[]): string {
   const rows = caches.map((cache) => [

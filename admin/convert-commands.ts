@@ -7,6 +7,7 @@ import { Option } from 'commander';
 import type { Config } from '../plugin/base/config/config.ts';
 import { AppError } from '../plugin/base/errors.ts';
 import type { LocalSource } from '../plugin/convert/service.ts';
+import { repeated } from './arguments.ts';
 import type { AdminMethod } from './client.ts';
 import { REMOVE_DEADLINE_MS } from './convert-limits.ts';
 import {
@@ -20,7 +21,7 @@ import {
   renderRules,
 } from './convert-render.ts';
 import type { DeliveryView, JobView, LogLineView, NotificationView, RemovedImageView, RuleView } from './convert-schemas.ts';
-import { follow, untilInterrupted } from './follow.ts';
+import { follow, ProgressLine, untilInterrupted } from './follow.ts';
 import { printable, printRemoved } from './render.ts';
 
 export interface ConvertCommandTools {
@@ -72,7 +73,7 @@ const requestFlags = (command: Command): Command =>
         .choices(['containerd', 'docker-and-containerd'])
         .default('containerd'),
     )
-    .option('--platform <os/arch...>', 'images of an index that are converted (default: all)')
+    .option('--platform <os/arch>', 'an image of an index that is converted (default: all); repeat for several', repeated)
     .addOption(new Option('--compression <name>', 'of the layers').choices(['zstd', 'lz4']).default('zstd'))
     .addOption(new Option('--block-kib <n>', 'KiB of a compressed block').choices(['4', '8', '16', '32', '64']).default('64'));
 
@@ -122,7 +123,8 @@ async function runConvert(image: string, flags: ConvertFlags, tools: ConvertComm
 
 /** Shows a job until it has ended; a failed one makes the command fail. */
 async function showJob(job: JobView, tools: ConvertCommandTools): Promise<void> {
-  const show = progressLine(tools);
+  const line = new ProgressLine(tools.isJson());
+  const show = showing(line, tools);
   const path = `/v1/convert/jobs/${job.id}`;
   let last = job;
   for await (const data of follow({ check: () => tools.call('GET', path), watch: () => tools.watch(`${path}/events`) })) {
@@ -130,7 +132,7 @@ async function showJob(job: JobView, tools: ConvertCommandTools): Promise<void> 
     show(renderProgress(last.state, last.progress), last);
     if (last.state === 'FAILED' || last.state === 'SUCCESS') break;
   }
-  if (hasProgressLine(tools)) process.stderr.write('\n');
+  line.end();
   if (last.state === 'FAILED') {
     process.stderr.write(`obdctl: ${printable(last.failure?.message ?? 'the conversion failed')}\n`);
     tools.fail();
@@ -139,13 +141,10 @@ async function showJob(job: JobView, tools: ConvertCommandTools): Promise<void> 
   }
 }
 
-const hasProgressLine = (tools: ConvertCommandTools): boolean => process.stderr.isTTY === true && !tools.isJson();
-
-/** For programs the object is a line of JSON; on a terminal the line is written over the one before. */
-function progressLine(tools: ConvertCommandTools): (text: string, json: object) => void {
+/** For programs the object is a line of JSON; people see a line that is written over. */
+function showing(line: ProgressLine, tools: ConvertCommandTools): (text: string, json: object) => void {
   if (tools.isJson()) return (_, json) => void process.stdout.write(`${JSON.stringify(json)}\n`);
-  if (!hasProgressLine(tools)) return () => {};
-  return (text) => void process.stderr.write(`\r\x1b[K${text.slice(0, (process.stderr.columns ?? 100) - 1)}`);
+  return (text) => line.show(text);
 }
 
 function sourceOf(image: string, { name }: ConvertFlags, tools: ConvertCommandTools): LocalSource {
@@ -169,7 +168,8 @@ async function convertHere(image: string, flags: ConvertFlags, tools: ConvertCom
   const onSignal = (signal: string): void =>
     stop.abort(new AppError('Canceled', { op: 'convert', subject: image, what: `ended by ${signal}` }));
   for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, onSignal);
-  const show = progressLine(tools);
+  const line = new ProgressLine(tools.isJson());
+  const show = showing(line, tools);
   let shownMs = 0;
   try {
     const result = await convertToLayout({
@@ -184,7 +184,7 @@ async function convertHere(image: string, flags: ConvertFlags, tools: ConvertCom
         show(renderProgress('BUILDING', { ...progress }), { state: 'BUILDING', progress });
       },
     });
-    if (hasProgressLine(tools)) process.stderr.write('\n');
+    line.end();
     for (const warning of result.warnings) process.stderr.write(`obdctl: ${printable(warning)}\n`);
     process.stdout.write(
       tools.isJson() ? `${JSON.stringify({ state: 'SUCCESS', ...result })}\n` : `${printable(result.name)} ${result.digest}\n`,

@@ -35,7 +35,7 @@ export async function* follow({ check, watch }: Followed): AsyncGenerator<string
 }
 
 /** As shells have it for a command that Ctrl-C ended. */
-const INTERRUPTED = 130;
+export const INTERRUPTED = 130;
 
 /** Runs `work`; Ctrl-C ends the command and says what goes on without it. */
 export async function untilInterrupted<T>(goesOn: string, work: () => Promise<T>): Promise<T> {
@@ -48,5 +48,28 @@ export async function untilInterrupted<T>(goesOn: string, work: () => Promise<T>
     return await work();
   } finally {
     process.off('SIGINT', onInterrupt);
+  }
+}
+
+/** A line on a terminal that is written over; where standard error is no terminal, or programs read, there is none. */
+export class ProgressLine {
+  private readonly isThere: boolean;
+
+  constructor(isJson: boolean) {
+    this.isThere = process.stderr.isTTY === true && !isJson;
+  }
+
+  show(text: string): void {
+    if (this.isThere) process.stderr.write(`\r\x1b[K${text.slice(0, (process.stderr.columns ?? 100) - 1)}`);
+  }
+
+  /** Takes the line away, for others to be written in its place. */
+  clear(): void {
+    if (this.isThere) process.stderr.write('\r\x1b[K');
+  }
+
+  /** Leaves the line as it is. */
+  end(): void {
+    if (this.isThere) process.stderr.write('\n');
   }
 }

@@ -4,11 +4,11 @@
  * Exit codes: 0 done; 1 the service refused; 2 wrong usage; 3 the service cannot be reached; 4 `status` found it degraded.
  */
 import fs from 'node:fs';
-import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Argument, Command, CommanderError, Option } from 'commander';
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../plugin/base/config/config.ts';
-import { parseSize } from '../plugin/base/config/option.ts';
 import { AppError, describeError, errnoOf } from '../plugin/base/errors.ts';
 import { addAccessCommands } from './access-commands.ts';
+import { sizeOf, timeOf } from './arguments.ts';
 import type { AuditEntryView } from './audit-routes.ts';
 import { addCacheCommands } from './cache-commands.ts';
 import { type AdminMethod, callAdmin, isUnreachable, watchAdmin } from './client.ts';
@@ -42,23 +42,6 @@ import type {
 
 const EXIT = { done: 0, refused: 1, usage: 2, unreachable: 3, degraded: 4 } as const;
 
-/** `20GiB`, `1073741824`: bytes. */
-function sizeOf(text: string): number {
-  const bytes = /^\d{1,15}$/.test(text) ? Number(text) : parseSize(text);
-  if (bytes !== undefined && bytes > 0) return bytes;
-  throw new InvalidArgumentError('It is no size: bytes, or text such as 20GiB.');
-}
-
-const AGO_MS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
-
-/** A time, or a time ago, as the API takes it. */
-function timeOf(text: string): string {
-  const [, count, unit] = /^(\d{1,6})([smhd])$/.exec(text) ?? [];
-  const atMs = count === undefined ? Date.parse(text) : Date.now() - Number(count) * AGO_MS[unit as keyof typeof AGO_MS];
-  if (!Number.isNaN(atMs)) return new Date(atMs).toISOString();
-  throw new InvalidArgumentError('It is no time: ISO 8601 such as 2026-01-31T12:00:00Z, or so long ago such as 30m, 12h, 7d.');
-}
-
 /** Pages read by one command: 2000 rows each, so half a million snapshots; a service that never ends its list is broken. */
 const MAX_PAGES = 256;
 
@@ -81,8 +64,8 @@ const program = new Command('obdctl')
   )
   .option('--json', 'the same as -o json')
   .helpCommand('help [command]', 'help for a command')
-  .showHelpAfterError('(obdctl --help lists the commands)')
-  .addHelpText('after', '\nExit codes: 0 done, 1 refused, 2 wrong usage, 3 service not reachable, 4 degraded (status)')
+  .showHelpAfterError('(-h behind a command explains it)')
+  .addHelpText('after', '\nExit codes: 0 done, 1 refused, 2 wrong usage, 3 service not reachable, 4 degraded (status), 130 Ctrl-C')
   .exitOverride();
 
 const globals = (): GlobalOptions => program.opts<GlobalOptions>();

@@ -2,6 +2,7 @@
 import readline from 'node:readline/promises';
 import { Writable } from 'node:stream';
 import { AppError } from '../plugin/base/errors.ts';
+import { INTERRUPTED } from './follow.ts';
 
 const MAX_SECRET_CHARS = 65_536;
 
@@ -18,8 +19,14 @@ async function ask(prompt: string): Promise<string> {
   process.stderr.write(prompt);
   const silent = new Writable({ write: (_chunk, _encoding, done) => done() });
   const terminal = readline.createInterface({ input: process.stdin, output: silent, terminal: true });
+  // The terminal is in raw mode, so Ctrl-C is a key like others here; Ctrl-D closes the input.
+  terminal.once('SIGINT', () => {
+    process.stderr.write('\n');
+    process.exit(INTERRUPTED);
+  });
+  const closed = new Promise<string>((resolve) => terminal.once('close', () => resolve('')));
   try {
-    return await terminal.question('');
+    return await Promise.race([closed, terminal.question('')]);
   } finally {
     terminal.close();
     process.stderr.write('\n');
