@@ -169,7 +169,12 @@ class Running {
 
   private stopped(code: 'DeadlineExceeded' | 'ResourceExhausted' | 'Internal', what: string): AppError {
     const { work } = this.attempt;
-    return new AppError(code, { op: 'convert', subject: `${work.host}/${work.repository}:${work.tag}`, what });
+    return new AppError(code, {
+      op: 'convert',
+      subject: `${work.host}/${work.repository}:${work.tag}`,
+      what,
+      details: { isOwnLimit: true },
+    });
   }
 
   private death({ ranOutOfMemory, how }: WorkerDeath): AppError {

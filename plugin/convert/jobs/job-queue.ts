@@ -319,7 +319,7 @@ export class JobQueue {
       ? error
       : new AppError('Internal', { op: 'convert', subject: nameOf(row), what: describeError(error), cause: error });
     if (!isAppError(error)) this.options.logger.error({ err: error, job: id }, 'conversion failed unexpectedly');
-    if (known.code === 'Unavailable') this.retryOrFail(row, known);
+    if (mayPass(known)) this.retryOrFail(row, known);
     else this.end(id, known);
     // Registries have conflicts of their own (a tag that may not be replaced), which another attempt would only meet again.
     if (known.code === 'Conflict' && known.details.movedTo !== undefined) this.again(row);
@@ -370,6 +370,11 @@ export class JobQueue {
   private wake(id: number): void {
     for (const onChange of this.watchers.get(id) ?? []) onChange();
   }
+}
+
+/** A registry that is away or slow; a job that used up its own time would do so again. */
+function mayPass({ code, details }: AppError): boolean {
+  return code === 'Unavailable' || (code === 'DeadlineExceeded' && details.isOwnLimit !== true);
 }
 
 /** The digest that a job is tied to, once one is known. */

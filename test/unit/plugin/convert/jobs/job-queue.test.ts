@@ -123,6 +123,16 @@ test('other failures end the job with their reason', async () => {
   expect(queue.get(id).failure).toEqual({ code: 'DataLoss', message: 'convert layer: entry x at 512: cut' });
 });
 
+test('a registry that answered too late is tried again; a job that used up its own time is not', async () => {
+  const { id } = add('1');
+  (await attempt(1)).fail(new AppError('DeadlineExceeded', { op: 'finish upload', subject: 'blob', what: 'not done in 300000 ms' }));
+  const late = { op: 'convert', subject: 'r/a:1', what: 'not done within 5 s', details: { isOwnLimit: true } };
+  const second = await attempt(2);
+  expect(second.job.id).toBe(id);
+  second.fail(new AppError('DeadlineExceeded', late));
+  await until(() => stateOf(id) === 'FAILED', 'the end', 30_000);
+});
+
 test('the same request is one job; a push of another digest takes its place; a tag that moved meanwhile is converted anew', async () => {
   const first = add('1', D1);
   await attempt(1);
