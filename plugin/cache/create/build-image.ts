@@ -16,7 +16,7 @@ import type { RegistryClient } from '../../registry/client.ts';
 import { formatReference, parseReference, type Reference } from '../../registry/reference.ts';
 import { chainIdOf } from '../../snapshotter/chain-id.ts';
 import type { Scope } from '../../snapshotter/containerd/channel.ts';
-import { pullRefOf } from '../../snapshotter/containerd/content-write.ts';
+import { pullRefOf, type Sharing } from '../../snapshotter/containerd/content-write.ts';
 import type { ContentDescriptor, ImageClient } from '../../snapshotter/containerd/image-client.ts';
 import type { Made, Work } from './protocol.ts';
 
@@ -195,8 +195,9 @@ class Build {
       return 0;
     }
     try {
-      const fetchedBytes = await this.bring(layer);
-      if (fetchedBytes === undefined && (await this.isUnpackedByOthers(layer, key))) {
+      const { how, fetchedBytes } = await this.bring(layer);
+      // Who has just brought it needs a moment before he unpacks it.
+      if (how !== 'brought' && (await this.isUnpackedByOthers(layer, key, how === 'awaited' ? 3 : 1))) {
         await this.account(layer);
         onLayer({ digest, sizeBytes }, 'here');
         return 0;
@@ -209,7 +210,7 @@ class Build {
       );
       await this.account(layer);
       onLayer({ digest, sizeBytes }, 'unpacked');
-      return fetchedBytes ?? 0;
+      return fetchedBytes;
     } finally {
       // Gone when it was committed; else nobody will want it.
       await client.removeSnapshot(namespace, snapshotter, key, AbortSignal.timeout(30_000));
@@ -225,18 +226,19 @@ class Build {
     return client.hasSnapshot(namespace, snapshotter, chainId, signal);
   }
 
-  /** Who pulls the layer now (a pod) unpacks it too: waited for, for a while, so that it is not done twice. */
-  private async isUnpackedByOthers(layer: Layer, ownKey: string): Promise<boolean> {
+  /**
+   * Who pulls the layer now (a pod) unpacks it too: waited for, for a while, so that it is not done twice. `idleLooks`: how often nobody may
+   * be seen at work before nobody is expected.
+   */
+  private async isUnpackedByOthers(layer: Layer, ownKey: string, idleLooks: number): Promise<boolean> {
     const { client, signal } = this.parts;
     const { namespace, snapshotter } = this.work;
-    // Between two layers nobody is at work for a moment.
-    for (let idleLooks = 0; idleLooks < 2; ) {
+    for (let idle = 0; this.patienceMs > 0; this.patienceMs -= UNPACK_LOOK_MS) {
       if (await this.isThere(layer)) return true;
-      if (this.patienceMs <= 0) return false;
-      this.patienceMs -= UNPACK_LOOK_MS;
-      await delay(UNPACK_LOOK_MS, undefined, { signal });
       const keys = await client.unpackingOf(namespace, snapshotter, layer.chainId, signal);
-      idleLooks = keys.some((key) => key !== ownKey) ? 0 : idleLooks + 1;
+      if (!keys.some((key) => key !== ownKey)) idle += 1;
+      if (idle >= idleLooks) break;
+      await delay(UNPACK_LOOK_MS, undefined, { signal });
     }
     return this.isThere(layer);
   }
@@ -252,11 +254,8 @@ class Build {
     };
   }
 
-  /**
-   * Puts the layer into the content store, once for all who pull it at this moment. Answers how many bytes were fetched; undefined: somebody
-   * else brought it just now, or it was there.
-   */
-  private async bring({ descriptor }: Layer): Promise<number | undefined> {
+  /** Puts the layer into the content store, once for all who pull it at this moment. */
+  private async bring({ descriptor }: Layer): Promise<{ how: Sharing; fetchedBytes: number }> {
     const { client, fetchLayer, signal } = this.parts;
     const { namespace, buildLease } = this.work;
     const { digest, sizeBytes } = descriptor;
@@ -267,7 +266,7 @@ class Build {
       return fetched.path;
     };
     const content = { digest, sizeBytes, labels: {}, ref: pullRefOf(descriptor), bring };
-    return (await client.shareContent(namespace, buildLease, content, signal)) ? fetchedBytes : undefined;
+    return { how: await client.shareContent(namespace, buildLease, content, signal), fetchedBytes };
   }
 
   private async unpack(layer: Layer, key: string, mounts: NonNullable<Awaited<ReturnType<ImageClient['prepareSnapshot']>>>): Promise<void> {

@@ -23,7 +23,7 @@ import {
   Namespaces,
 } from '../gen/containerd/services/namespaces/v1/namespace_pb.ts';
 import { ContainerdChannel } from './channel.ts';
-import { type NewContent, type SharedContent, shareContent, writeContent } from './content-write.ts';
+import { type NewContent, type SharedContent, type Sharing, shareContent, writeContent } from './content-write.ts';
 
 /** Should we die, containerd drops the lease itself: longer than any materialization may take. */
 const LEASE_EXPIRY_MS = 24 * 60 * 60_000;
@@ -117,7 +117,7 @@ export class ContainerdClient implements Disposable {
   }
 
   /** Brings content together with whoever else brings it; see {@link shareContent}. */
-  shareContent(namespace: string, lease: string, content: SharedContent, signal: AbortSignal): Promise<boolean> {
+  shareContent(namespace: string, lease: string, content: SharedContent, signal: AbortSignal): Promise<Sharing> {
     return shareContent(this.channel, { namespace, lease }, content, signal);
   }
 

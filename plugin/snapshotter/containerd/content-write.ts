@@ -94,39 +94,54 @@ export function pullRefOf({ digest, mediaType }: { digest: string; mediaType: st
   return `${isLayer ? 'layer' : 'unknown'}-${digest}`;
 }
 
+/** How shared content came: brought here; by somebody else, while this waited; or it was there. */
+export type Sharing = 'brought' | 'awaited' | 'there';
+
 /**
  * Brings content under the name that others would bring it under: while it comes they wait, and while they bring it this waits, so it comes
- * once. True: brought here; false: somebody else did, or it was there. Errors: those of `bring` and of {@link writeContent}.
+ * once. Errors: those of `bring` and of {@link writeContent}.
  */
 export async function shareContent(
   channel: ContainerdChannel,
   scope: Scope,
   content: SharedContent,
   signal: AbortSignal,
-): Promise<boolean> {
+): Promise<Sharing> {
   const { digest, sizeBytes, bring } = content;
+  let found: Sharing = 'there';
+  let isLeftWhole = true;
   for (let waitMs = FIRST_WAIT_MS; ; waitMs = Math.min(2 * waitMs, MAX_WAIT_MS)) {
     const exchange = new Exchange(channel, scope, { op: 'write content', subject: digest, signal });
     try {
       const offsetBytes = await unlessLocked(begin(exchange, content));
-      if (offsetBytes !== undefined) {
-        // Another namespace of containerd has it: nothing is to be brought.
-        if (offsetBytes === sizeBytes) {
-          await commit(exchange, content);
-          return false;
-        }
+      if (offsetBytes === sizeBytes && isLeftWhole) {
+        // Another namespace of containerd has it, or who brought it ended before he said so: nothing is to be brought, if it is right.
+        if (await isRight(commit(exchange, content))) return found;
+        isLeftWhole = false;
+      } else if (offsetBytes !== undefined) {
         await using file = await open(await bring(), 'r');
         // What an earlier writer left may be anything: written anew.
         await send(exchange, async (buffer, length, offset) => (await file.read(buffer, 0, length, offset)).bytesRead, content, 0);
-        return true;
-      }
+        return 'brought';
+      } else found = 'awaited';
     } catch (error) {
-      if (isAppError(error, 'AlreadyExists')) return false;
+      if (isAppError(error, 'AlreadyExists')) return found;
       throw error;
     } finally {
       exchange.end();
     }
     await delay(waitMs, undefined, { signal });
+  }
+}
+
+/** False: the bytes that are there do not have the digest. */
+async function isRight(committed: Promise<void>): Promise<boolean> {
+  try {
+    await committed;
+    return true;
+  } catch (error) {
+    if (isAppError(error, 'FailedPrecondition')) return false;
+    throw error;
   }
 }
 

@@ -398,7 +398,7 @@ test('a container of a flash cache starts without its registry before the cache 
   expect(await progress()).toBeLessThan(100);
 
   await other.registry.startAgain();
-  link.setLink({ rateBytesPerS: 6_000_000 });
+  link.setLink({ rateBytesPerS: 12_000_000 });
   const command = ['/bin/sh', '-c', 'trap "exit 0" TERM; sleep 1000000 & wait'];
   const container = await its.startContainer(pod, image.reference, { name: 'reader', command });
   const files = [{ path: 'payload', size: payload.length, sha256: createHash('sha256').update(payload).digest('hex') }];

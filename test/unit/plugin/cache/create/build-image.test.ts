@@ -50,10 +50,11 @@ function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?:
       content.set(made.digest, { bytes: made.source.bytes ?? new Uint8Array(), labels: { ...made.labels } });
     },
     shareContent: async (_: string, _lease: string, made: { digest: string; bring(): Promise<string> }) => {
-      if (others.content.has(made.digest) || content.has(made.digest)) return false;
+      if (others.content.has(made.digest)) return 'awaited';
+      if (content.has(made.digest)) return 'there';
       await made.bring();
       content.set(made.digest, { bytes: new Uint8Array(), labels: {} });
-      return true;
+      return 'brought';
     },
     unpackingOf: async (_: string, _s: string, chainId: string) => {
       const looks = others.unpacking.get(chainId) ?? 0;
