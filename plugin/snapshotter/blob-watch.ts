@@ -96,8 +96,9 @@ export class BlobWatch implements AsyncDisposable {
         if (isDue || troubled.length > 0) await this.look(isDue ? undefined : new Set(troubled));
       } catch (error) {
         if (signal.aborted) return;
-        if (!isAppError(error, 'Unavailable', 'DeadlineExceeded')) throw error;
-        this.parts.logger.debug({ reason: describeError(error) }, 'blockd cannot be asked for trouble with blobs');
+        // blockd is away, or the disk is full and an event cannot be written: whatever it is, the node's snapshots are not to end for it.
+        const level = isAppError(error, 'Unavailable', 'DeadlineExceeded') ? 'debug' : 'warn';
+        this.parts.logger[level]({ reason: describeError(error) }, 'the look for trouble with blobs failed; made again');
       }
     }
   }
@@ -114,15 +115,16 @@ export class BlobWatch implements AsyncDisposable {
       return;
     }
     if (isThere === !this.lost.has(digest)) return;
+    // Known as told only when it is: an event that cannot be written is written at the next look.
     if (isThere) {
-      this.lost.delete(digest);
       events.append({ atUs: wallTimeUs(), type: 'blob-found', subject: digest, message: 'the registry has it again' });
+      this.lost.delete(digest);
       return;
     }
-    this.lost.add(digest);
     const message = this.describeLoss(blob, specs);
-    logger.error({ blob: digest }, message);
     events.append({ atUs: wallTimeUs(), type: 'blob-lost', subject: digest, message });
+    this.lost.add(digest);
+    logger.error({ blob: digest }, message);
     this.fetchRest(specs);
   }
 

@@ -117,7 +117,7 @@ describe('Bearer', () => {
     await read();
     registry.inject({ server: 'token', path: /token/, effect: { kind: 'status', status: 503 }, times: 1000 });
     for (nowMs = 760_000; nowMs < 790_000; nowMs += 1000) await read();
-    await expect.poll(() => lines.length).toBeGreaterThan(0);
+    await expect.poll(() => lines.length, { timeout: 30_000 }).toBeGreaterThan(0);
     expect(lines).toEqual(['renewing a registry token early failed']);
   });
 

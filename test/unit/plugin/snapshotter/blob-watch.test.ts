@@ -57,3 +57,16 @@ test('a blob that the data plane has trouble with is looked at before its time',
   harness.devices.troubled.push(layers[2]!.digest, sha256('not in use'));
   await expect.poll(() => lossesOf(layers[2]!.digest).length, { timeout: 10_000 }).toBe(1);
 });
+
+test('a look that fails, as on a full disk, ends neither the watch nor the process', async () => {
+  const lost = layers[1]!.digest;
+  const { client } = harness.service.database;
+  client.exec("CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END");
+  const asked = harness.resolver.calls.length;
+  harness.resolver.blobs.delete(lost);
+  const looks = (): number => harness.resolver.calls.slice(asked).filter((call) => call.startsWith('size')).length;
+  // More than two looks at three blobs.
+  await expect.poll(looks, { timeout: 30_000 }).toBeGreaterThan(6);
+  client.exec('DROP TRIGGER full');
+  await expect.poll(() => lossesOf(lost).length, { timeout: 30_000 }).toBe(1);
+});
