@@ -197,7 +197,7 @@ class Build {
     try {
       const { how, fetchedBytes } = await this.bring(layer);
       // Who has just brought it needs a moment before he unpacks it.
-      if (how !== 'brought' && (await this.isUnpackedByOthers(layer, key, how === 'awaited' ? 3 : 1))) {
+      if (how !== 'brought' && (await this.isUnpackedByOthers(layer, how === 'awaited' ? 3 : 1))) {
         await this.account(layer);
         onLayer({ digest, sizeBytes }, 'here');
         return 0;
@@ -230,13 +230,14 @@ class Build {
    * Who pulls the layer now (a pod) unpacks it too: waited for, for a while, so that it is not done twice. `idleLooks`: how often nobody may
    * be seen at work before nobody is expected.
    */
-  private async isUnpackedByOthers(layer: Layer, ownKey: string, idleLooks: number): Promise<boolean> {
+  private async isUnpackedByOthers(layer: Layer, idleLooks: number): Promise<boolean> {
     const { client, signal } = this.parts;
-    const { namespace, snapshotter } = this.work;
+    const { namespace, snapshotter, buildLease } = this.work;
     for (let idle = 0; this.patienceMs > 0; this.patienceMs -= UNPACK_LOOK_MS) {
       if (await this.isThere(layer)) return true;
       const keys = await client.unpackingOf(namespace, snapshotter, layer.chainId, signal);
-      if (!keys.some((key) => key !== ownKey)) idle += 1;
+      // Those of an earlier attempt at this work, which was killed, are nobody's.
+      if (keys.every((key) => key.startsWith(`${buildLease}-`))) idle += 1;
       if (idle >= idleLooks) break;
       await delay(UNPACK_LOOK_MS, undefined, { signal });
     }

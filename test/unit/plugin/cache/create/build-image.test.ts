@@ -161,6 +161,8 @@ test('a layer that somebody else brought and nobody unpacks is unpacked here', a
   const of = await image();
   const world = containerd(of);
   for (const { digest } of of.layers) world.others.content.add(digest);
+  // An earlier attempt at the same work, which was killed.
+  world.active.add('build-killed');
   await buildImage(work(of), world.parts);
   expect(world.fetched).toEqual([]);
   expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
