@@ -231,14 +231,21 @@ async function build(
   }
 }
 
+/** Counts what is read of each layer; one that is read again, because it could not be indexed, counts anew. */
 function countReads(layers: readonly SourceLayer[], progress: ProgressCounter): SourceLayer[] {
-  return layers.map((layer) => ({
-    ...layer,
-    async *open(signal: AbortSignal): AsyncGenerator<Uint8Array> {
-      for await (const chunk of layer.open(signal)) {
-        progress.add({ readBytes: chunk.length });
-        yield chunk;
-      }
-    },
-  }));
+  return layers.map((layer) => {
+    let counted = 0;
+    return {
+      ...layer,
+      async *open(signal: AbortSignal): AsyncGenerator<Uint8Array> {
+        progress.add({ readBytes: -counted });
+        counted = 0;
+        for await (const chunk of layer.open(signal)) {
+          counted += chunk.length;
+          progress.add({ readBytes: chunk.length });
+          yield chunk;
+        }
+      },
+    };
+  });
 }

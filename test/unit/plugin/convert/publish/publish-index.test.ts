@@ -18,8 +18,8 @@ afterEach(async () => {
 async function start(options: FaultRegistryOptions = {}) {
   const bench = await startPublishBench(options, { mode: 'index-only' });
   benches.push(bench);
-  const { registry, lines } = bench;
-  return { registry, lines, context: (request: object = {}) => bench.context(undefined, request) };
+  const { registry, lines, counter } = bench;
+  return { registry, lines, counter, context: (request: object = {}) => bench.context(undefined, request) };
 }
 
 async function layer(
@@ -104,10 +104,12 @@ test('an index of one compressed form is not taken for another form of the same 
 });
 
 test('a layer that cannot be indexed is converted in full in its place, or refuses the image, as the request says', async () => {
-  const { registry, context, lines } = await start();
+  const { registry, context, lines, counter } = await start();
   const zstd = await layer('z', (tar) => zstdCompressSync(tar), MEDIA_TYPE.ociLayerZstd);
-  store(registry, buildImage([await layer('a'), zstd]), '1');
+  const image = buildImage([await layer('a'), zstd]);
+  store(registry, image, '1');
   const { targetDigest } = await publishAccelerated(context(), { tag: '1' });
+  expect(counter()).toMatchObject({ sourceBytes: image.layersSizeBytes, readBytes: image.layersSizeBytes });
   const manifest = manifestOf(registry, targetDigest);
   expect(manifest.artifactType).toBe(ARTIFACT_TYPE.turbo);
   expect(
