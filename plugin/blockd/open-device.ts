@@ -16,6 +16,7 @@ import type { Codec } from '../image/zfile/codec.ts';
 import type { ChunkVerifier } from './chunk-verifier.ts';
 import { type BlobRange, fetchRanges } from './fetch/fetch-ranges.ts';
 import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
+import { runsOf } from './fetch/unit-runs.ts';
 import { fetchAndVerify } from './fills.ts';
 import { LogLimiter } from './log-limiter.ts';
 import type { SpanMaker } from './spans/span-maker.ts';
@@ -272,15 +273,4 @@ async function repairLayer(
       await scheduler.repair(handle, offsetBytes, lengthBytes, signal);
     }
   }
-}
-
-/** Adjacent numbers as ranges [first, end). */
-function runsOf(units: ReadonlySet<number>): [number, number][] {
-  const runs: [number, number][] = [];
-  for (const unit of [...units].sort((a, b) => a - b)) {
-    const last = runs.at(-1);
-    if (last !== undefined && last[1] === unit) last[1] = unit + 1;
-    else runs.push([unit, unit + 1]);
-  }
-  return runs;
 }

@@ -32,6 +32,7 @@ import {
   type FillOptions,
 } from './fetch-types.ts';
 import type { ReadAhead } from './stream-detector.ts';
+import { runsOf } from './unit-runs.ts';
 
 export interface FetchSchedulerOptions {
   store: ChunkStore;
@@ -313,15 +314,24 @@ export class FetchScheduler {
     const first = Math.floor(offsetBytes / FETCH_UNIT_BYTES);
     const end = Math.ceil((offsetBytes + range.lengthBytes) / FETCH_UNIT_BYTES);
     const suspects = this.rememberRepair(blob, first, end);
-    const [from, to] = suspects.length === 0 ? [first, end] : [suspects[0]!, suspects.at(-1)! + 1];
-    const avoid = blob.mirrors.of(from, to);
+    // None: somebody else's repair is under way, and what it fetched already is not to be thrown away.
+    const avoid = [...new Set(suspects.flatMap((unit) => blob.mirrors.of(unit, unit + 1)))];
     for (const mirror of avoid) blob.provenWrong.add(mirror);
-    for (let unit = from; unit < to; unit += 1) blob.repairing.set(unit, avoid);
+    for (const unit of suspects) {
+      blob.repairing.set(unit, avoid);
+      // Who brought it may not have ended yet, and brings nothing more.
+      blob.units.delete(unit);
+    }
     try {
-      await this.store.drop(handle, from * FETCH_UNIT_BYTES, Math.min(to * FETCH_UNIT_BYTES, handle.sizeBytes) - from * FETCH_UNIT_BYTES);
-      await this.ensureBlob(blob, [range], 'demand', signal, avoid);
+      // All at once: nobody may find the wrong bytes of a unit that counts as repaired.
+      const drops = runsOf(suspects).map(([from, to]) => {
+        const lengthBytes = Math.min(to * FETCH_UNIT_BYTES, handle.sizeBytes) - from * FETCH_UNIT_BYTES;
+        return this.store.drop(handle, from * FETCH_UNIT_BYTES, lengthBytes);
+      });
+      await Promise.all(drops);
+      await this.ensureBlob(blob, [range], 'demand', signal, blob.distrustedMirrors);
     } finally {
-      for (let unit = from; unit < to; unit += 1) if (blob.repairing.get(unit) === avoid) blob.repairing.delete(unit);
+      for (const unit of suspects) if (blob.repairing.get(unit) === avoid) blob.repairing.delete(unit);
     }
   }
 

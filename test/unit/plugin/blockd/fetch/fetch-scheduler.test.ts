@@ -311,6 +311,24 @@ describe('corrupt bytes from one of several mirrors', () => {
 });
 
 describe('a unit that is being repaired', () => {
+  test('is repaired once for all readers who find it, and its neighbour that was repaired before stays', async () => {
+    const { registry, store, demand, scheduler } = await setUp();
+    const bytes = bytesOf(33, 6 * UNIT);
+    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
+    registry.add(source, bytes);
+    const blob = await store.acquire(source);
+    registry.answer = (request, found) =>
+      request.avoidMirrors.includes('a.example') && !request.avoidMirrors.includes('b.example') ? found : found.map((byte) => byte ^ 1);
+    await demand(blob, 0, 4);
+    const { signal } = new AbortController();
+    await scheduler.repair(blob, UNIT, 10, signal);
+    // Blocks that lie in units 1 and 2, read at the same time; then one over 0 to 3, of which 0 and 3 are wrong.
+    await Promise.all([0, 1, 2].map((at) => scheduler.repair(blob, 2 * UNIT - 5 + at, 10, signal)));
+    await scheduler.repair(blob, 0, 4 * UNIT, signal);
+    expect(registry.requests.slice(1).map((request) => request.offsetBytes / UNIT)).toEqual([1, 2, 0, 3]);
+    for (let unit = 0; unit < 4; unit += 1) expect(read(blob, unit * UNIT, 16)).toEqual(bytes.slice(unit * UNIT, unit * UNIT + 16));
+  });
+
   test('is not fetched from the bad mirror by another reader who comes in between', async () => {
     const { registry, store, demand, scheduler } = await setUp();
     const bytes = bytesOf(32, 4 * UNIT);
