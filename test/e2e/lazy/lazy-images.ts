@@ -11,7 +11,7 @@ import { run } from '../../support/process.ts';
 import type { Scratch } from '../../support/scratch.ts';
 import { busyboxLayer } from '../../support/small-images.ts';
 
-const OBDCTL = resolve(import.meta.dirname, '../../../admin/obdctl.ts');
+export const OBDCTL = resolve(import.meta.dirname, '../../../admin/obdctl.ts');
 
 /** Converts layers whose blobs are uncompressed tars in memory, bottom to top. */
 export async function convertedImage(
