@@ -1,7 +1,7 @@
 /** Image caches from a shell: `cache create|ls|show|update|rm|match|events`, and `usage`. */
 import { type Command, Option } from 'commander';
 import { AppError, isAppError } from '../plugin/base/errors.ts';
-import { CACHE_STATES } from '../plugin/cache/service.ts';
+import type { CacheState } from '../plugin/cache/service.ts';
 import { repeated, whole } from './arguments.ts';
 import { renderCache, renderCacheEvents, renderCaches, renderChange, renderExplanation, renderUsage, stateOf } from './cache-render.ts';
 import type { CacheChangeView, CacheView, ExplanationView, UsageView } from './cache-schemas.ts';
@@ -19,6 +19,11 @@ export interface CacheCommandTools {
   /** Makes the exit code that of a refusal. */
   fail(): void;
 }
+
+/** Spelled out, since the cache part's own list comes with its database, which takes longer to load than a command to run. */
+const STATES: Readonly<Record<CacheState, true>> = {
+  ...{ Preparing: true, Creating: true, Ready: true, Failed: true, Updating: true, UpdateFailed: true },
+};
 
 /** Pages read by one command: 100 caches each, so 25,600; a service that never ends its list is broken. */
 const MAX_PAGES = 256;
@@ -141,7 +146,7 @@ function addLooks(cache: Command, tools: CacheCommandTools): void {
   cache
     .command('ls')
     .description('caches, newest first')
-    .addOption(new Option('--status <status>', 'only these').choices(CACHE_STATES))
+    .addOption(new Option('--status <status>', 'only these').choices(Object.keys(STATES)))
     .addOption(new Option('--owner <owner>', 'only these: user (made by hand) or system (automatic)').choices(['user', 'system']))
     .option('--image <reference>', 'only those that hold an image')
     .option('--tag <key=value>', 'only those with this label, or with all of several', repeated)

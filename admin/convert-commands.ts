@@ -200,6 +200,7 @@ function addJobCommands(program: Command, { call, print }: ConvertCommandTools):
   const job = program.command('job').description('conversions');
   job
     .command('list')
+    .alias('ls')
     .description('newest first')
     .addOption(new Option('--state <state>', 'only these').choices(['PENDING', 'BUILDING', 'SUCCESS', 'FAILED']))
     .action(async ({ state }: { state?: string }) => {
@@ -208,13 +209,15 @@ function addJobCommands(program: Command, { call, print }: ConvertCommandTools):
     });
   job
     .command('show')
-    .argument('<id>')
+    .description('one conversion with its progress and cost')
+    .argument('<id>', 'of `obdctl job list`')
     .action(async (id: string) => {
       const shown = await call<JobView>('GET', `/v1/convert/jobs/${idOf(id)}`);
       print(shown, () => renderJob(shown));
     });
   job
     .command('log')
+    .description('what a conversion did, line by line')
     .argument('<id>')
     .action(async (id: string) => {
       const lines: LogLineView[] = [];
@@ -230,6 +233,7 @@ function addJobCommands(program: Command, { call, print }: ConvertCommandTools):
     });
   job
     .command('cancel')
+    .description('ends a conversion; what is uploaded already is used by the next one')
     .argument('<id>')
     .action(async (id: string) => {
       const canceled = await call<JobView>('POST', `/v1/convert/jobs/${idOf(id)}/cancel`);
@@ -240,10 +244,14 @@ function addJobCommands(program: Command, { call, print }: ConvertCommandTools):
 function addRuleCommands(program: Command, { call, print }: ConvertCommandTools): void {
   const rule = program.command('rule').description('repositories whose pushes are converted');
   const shown = (made: RuleView): void => print(made, () => renderRules([made]));
-  rule.command('list').action(async () => {
-    const answer = await call<{ rules: RuleView[] }>('GET', '/v1/convert/rules');
-    print(answer, () => renderRules(answer.rules));
-  });
+  rule
+    .command('list')
+    .alias('ls')
+    .description('all rules')
+    .action(async () => {
+      const answer = await call<{ rules: RuleView[] }>('GET', '/v1/convert/rules');
+      print(answer, () => renderRules(answer.rules));
+    });
   const add = rule
     .command('add')
     .description('converts what is pushed from now on')
@@ -261,12 +269,15 @@ function addRuleCommands(program: Command, { call, print }: ConvertCommandTools)
   ] as const) {
     rule
       .command(name)
+      .description(isEnabled ? 'converts what is pushed from now on' : 'converts nothing until it is on again')
       .argument('<id>')
       .action(async (id: string) => shown(await call<RuleView>('PATCH', `/v1/convert/rules/${idOf(id)}`, { isEnabled })));
   }
   rule
     .command('remove')
-    .argument('<id>')
+    .alias('rm')
+    .description('removes a rule; conversions that are queued go on')
+    .argument('<id>', 'of `obdctl rule list`')
     .action(async (id: string) => {
       await call('DELETE', `/v1/convert/rules/${idOf(id)}`);
       printRemoved(print, [id]);
@@ -275,12 +286,17 @@ function addRuleCommands(program: Command, { call, print }: ConvertCommandTools)
 
 function addNotifyCommands(program: Command, { call, print }: ConvertCommandTools): void {
   const notify = program.command('notify').description('who is told of finished conversions');
-  notify.command('list').action(async () => {
-    const answer = await call<{ notifications: NotificationView[] }>('GET', '/v1/convert/notifications');
-    print(answer, () => renderNotifications(answer.notifications));
-  });
+  notify
+    .command('list')
+    .alias('ls')
+    .description('all receivers')
+    .action(async () => {
+      const answer = await call<{ notifications: NotificationView[] }>('GET', '/v1/convert/notifications');
+      print(answer, () => renderNotifications(answer.notifications));
+    });
   notify
     .command('add')
+    .description('sends a POST for each finished conversion')
     .argument('<name>')
     .argument('<url>', 'http or https; receives a POST')
     .option('--tags <a,b>', 'only these result tags, at most ten')
@@ -300,7 +316,9 @@ function addNotifyCommands(program: Command, { call, print }: ConvertCommandTool
     });
   notify
     .command('remove')
-    .argument('<id>')
+    .alias('rm')
+    .description('removes a receiver with its history')
+    .argument('<id>', 'of `obdctl notify list`')
     .action(async (id: string) => {
       await call('DELETE', `/v1/convert/notifications/${idOf(id)}`);
       printRemoved(print, [id]);

@@ -53,7 +53,7 @@ export async function untilInterrupted<T>(goesOn: string, work: () => Promise<T>
 
 /** A line on a terminal that is written over; where standard error is no terminal, or programs read, there is none. */
 export class ProgressLine {
-  private readonly isThere: boolean;
+  readonly isThere: boolean;
 
   constructor(isJson: boolean) {
     this.isThere = process.stderr.isTTY === true && !isJson;

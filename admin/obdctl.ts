@@ -5,8 +5,10 @@
  */
 import fs from 'node:fs';
 import { Argument, Command, CommanderError, Option } from 'commander';
+import { systemClock } from '../plugin/base/clock.ts';
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../plugin/base/config/config.ts';
 import { AppError, describeError, errnoOf } from '../plugin/base/errors.ts';
+import { formatBytes } from '../plugin/base/units.ts';
 import { addAccessCommands } from './access-commands.ts';
 import { sizeOf, timeOf } from './arguments.ts';
 import type { AuditEntryView } from './audit-routes.ts';
@@ -14,6 +16,7 @@ import { addCacheCommands } from './cache-commands.ts';
 import { type AdminMethod, callAdmin, isUnreachable, watchAdmin } from './client.ts';
 import { completionScript, SHELLS, type Shell } from './completion.ts';
 import { addConvertCommands } from './convert-commands.ts';
+import { ProgressLine, untilInterrupted } from './follow.ts';
 import { ANSWER_DEADLINE_MS, MATERIALIZE_DEADLINE_MS, PAGE_ROWS_MAX } from './limits.ts';
 import { addPodCommands } from './pod-commands.ts';
 import {
@@ -184,12 +187,43 @@ program
     print(answer, () => renderAudit(answer.entries));
   });
 
+const TRAFFIC_MS = 1000;
+
+/** Runs `work`; a terminal is told how much the node has fetched meanwhile. */
+async function tellingTraffic<T>(work: () => Promise<T>): Promise<T> {
+  const line = new ProgressLine(isJson());
+  if (!line.isThere) return work();
+  const done = new AbortController();
+  const fetched = async (): Promise<number> => {
+    const { fetchedBytes } = await call<Traffic>('GET', '/v1/traffic');
+    return fetchedBytes.demand + fetchedBytes.prefetch + fetchedBytes.fill;
+  };
+  const tell = async (): Promise<void> => {
+    const beforeBytes = await fetched();
+    while (!done.signal.aborted) {
+      line.show(`fetching; ${formatBytes((await fetched()) - beforeBytes)} so far`);
+      await systemClock.sleep(TRAFFIC_MS, done.signal);
+    }
+  };
+  const telling = tell();
+  try {
+    return await work();
+  } finally {
+    done.abort();
+    // It only tells: its end or failure is no matter.
+    await Promise.allSettled([telling]);
+    line.clear();
+  }
+}
+
 program
   .command('materialize')
   .description('fetches what is missing of a lazy image, so that it can be exported or pushed')
   .argument('<reference>', 'image reference as containerd knows it')
   .action(async (reference: string) => {
-    const result = await callFor<MaterializeResult>(MATERIALIZE_DEADLINE_MS + 1000, 'POST', '/v1/materialize', { reference });
+    const goesOn = 'nothing goes on; what was fetched stays, and the same command goes on from there';
+    const materialize = () => callFor<MaterializeResult>(MATERIALIZE_DEADLINE_MS + 1000, 'POST', '/v1/materialize', { reference });
+    const result = await untilInterrupted(goesOn, () => tellingTraffic(materialize));
     print(result, () => renderMaterialized(result));
   });
 

@@ -72,6 +72,7 @@ describe('obdctl', () => {
         child.stdin?.end();
       });
     };
+    expect(await onTerminal('materialize', 'registry.example/app:1')).toMatch(/2 layers, 2\.0 KiB complete/);
     expect(await onTerminal('store')).toMatch(/^STORE\s+used +500 B of 1000 B/);
     expect(JSON.parse(await onTerminal('store', '-o', 'json'))).toMatchObject({ blobCount: 3 });
   });
@@ -110,6 +111,14 @@ describe('obdctl', () => {
     const help = await obdctl('--help');
     expect(help.code).toBe(0);
     expect(help.stdout).toContain('materialize');
+    const [behind, before, misspelt] = await Promise.all([
+      obdctl('cache', 'create', '-h'),
+      obdctl('help', 'cache'),
+      obdctl('cache', 'creat'),
+    ]);
+    expect(behind).toMatchObject({ code: 0, stdout: expect.stringContaining('references, 1 to 20') });
+    expect(before).toMatchObject({ code: 0, stdout: expect.stringContaining('match [options] <image...>') });
+    expect(misspelt).toMatchObject({ code: 2, stderr: expect.stringContaining('(Did you mean create?)') });
   });
 
   it('checks a configuration file', async () => {
