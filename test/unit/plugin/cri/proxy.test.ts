@@ -173,6 +173,35 @@ describe('an unknown method', () => {
   });
 });
 
+describe('hundreds of calls at once', () => {
+  test('are all answered, each with its own answer', async () => {
+    const server = await startServer();
+    stack.defer(() => stopServer(server));
+    handlers.set('/s/Forward', (one) => one.forward());
+    onStream = (stream) => {
+      const chunks: Buffer[] = [];
+      stream.on('data', (chunk: Buffer) => chunks.push(chunk));
+      stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0' }));
+      stream.on('end', () => {
+        stream.respond({ ':status': 200 }, { waitForTrailers: true });
+        stream.end(Buffer.concat(chunks));
+      });
+    };
+    const session = connect();
+    const bodies = Array.from({ length: 400 }, (_, i) => {
+      const body = Buffer.alloc(5 + 4 + i);
+      body.writeUInt32BE(body.length - 5, 1);
+      body.writeUInt32BE(i, 5);
+      return body;
+    });
+    const answers = await Promise.all(bodies.map((body, i) => call(session, i % 2 === 0 ? '/s/Forward' : '/s/Pass', body)));
+    for (const [i, answer] of answers.entries()) {
+      expect(answer.bytes.equals(bodies[i]!), `call ${i}`).toBe(true);
+      expect(fieldOf(answer.trailers, 'grpc-status')).toBe('0');
+    }
+  });
+});
+
 describe('an answer that the end of the connection cuts off', () => {
   test('ends as unavailable for its caller, and later calls find the next connection', async () => {
     const server = await startServer();
