@@ -3,7 +3,7 @@
  * it away, and bytes go when the last user does. One host for all; the cases build on each other in order.
  */
 import { execFileSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -79,6 +79,9 @@ afterAll(async () => {
   await host?.[Symbol.asyncDispose]();
   await scratch?.[Symbol.asyncDispose]();
 });
+
+/** A name that another try of the same test has not taken. */
+const once = (name: string): string => `${name}-${randomBytes(3).toString('hex')}`;
 
 /** The registry behind a slow link, under a name of its own. */
 async function slowLink(of: LazyHost, rateBytesPerS: number) {
@@ -193,7 +196,11 @@ test('blobs that are here are not downloaded again; the flag for reuse decides w
     imageCacheName: string,
     autoMatchImageCache: boolean,
   ): Promise<{ cache: ShownCache; reused: string; sentBytes: number }> => {
-    const { imageCacheId } = await createCache(host.sidecar, { imageCacheName, images: [full.reference], autoMatchImageCache });
+    const { imageCacheId } = await createCache(host.sidecar, {
+      imageCacheName: once(imageCacheName),
+      images: [full.reference],
+      autoMatchImageCache,
+    });
     const cache = await waitCache(host.sidecar, imageCacheId, 'Ready');
     const reused = cache.events.filter(({ reason }) => reason === 'Reused').map(({ message }) => message);
     const sentBytes = await host.registry.blobBytesSent(layer!.digest);
@@ -251,7 +258,7 @@ test('a cache that fails says why, with both sizes when it is too large, and lea
   const large = await pushImage(host.registry, 'caches/failing', 'large', buildImage([own, { ...other, sizeBytes: largeBytes }], config()));
   const broken = await pushImage(host.registry, 'caches/failing', 'broken', buildImage([own, { ...other, diffId: own.diffId }], config()));
   const failureOf = async (imageCacheName: string, reference: string): Promise<string> => {
-    const { imageCacheId } = await createCache(host.sidecar, { imageCacheName, images: [fine.reference, reference] });
+    const { imageCacheId } = await createCache(host.sidecar, { imageCacheName: once(imageCacheName), images: [fine.reference, reference] });
     const { events } = await waitCache(host.sidecar, imageCacheId, 'Failed');
     return events.find(({ reason }) => reason === 'Failed')?.message ?? '';
   };

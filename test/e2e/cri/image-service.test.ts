@@ -3,6 +3,7 @@
  * at once, and calls outlive a restart of containerd and the death of the sidecar. A container of a private image goes on reading while tokens
  * die, passwords change and the sidecar is killed, and none of its secrets is written down anywhere.
  */
+import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -19,7 +20,6 @@ import { startRegistryProxy } from '../../support/registry-proxy.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { busyboxImage } from '../../support/small-images.ts';
 import { waitFor } from '../../support/wait.ts';
-import { filledBytes } from '../lazy/lazy-images.ts';
 
 type Method = keyof typeof IMAGE_METHODS;
 
@@ -252,8 +252,8 @@ test('a pull and a cache that is made at the same time share the download, which
   const link = await startRegistryProxy({ upstream: host.registry.host, rateBytesPerS: 4_000_000 });
   await using _link = { [Symbol.asyncDispose]: () => link.close() };
   await host.containerd.addRegistry(link.host);
-  const pushed = async (name: string, seed: number): Promise<PushedImage> => {
-    const files = [0, 1, 2].map((n) => [{ name: `${name}${n}`, content: filledBytes(1_500_000, seed + n) }]);
+  const pushed = async (name: string): Promise<PushedImage> => {
+    const files = [0, 1, 2].map((n) => [{ name: `${name}${n}`, content: randomBytes(1_500_000) }]);
     const above = await Promise.all(files.map((entries) => layerOfEntries(entries, { gzip: true })));
     return pushImage({ url: host.registry.url, host: link.host }, `cri/${name}`, '1', await busyboxImage({ above }));
   };
@@ -265,13 +265,16 @@ test('a pull and a cache that is made at the same time share the download, which
       expect(sentBytes, digest).toBeLessThan(1.5 * sizeBytes);
     }
   };
-  const [first, second] = [await pushed('pulled', 20), await pushed('created', 30)];
+  const [first, second] = [await pushed('pulled'), await pushed('created')];
   await host.registry.forget();
   expect((await proxied.call(pullCall(first.reference, { auto: 'true' }))).code).toBe(0);
   await automaticCache(`uid-${pods}`);
   await sentOnce(first);
 
-  const { imageCacheId } = await createCache(host.sidecar, { imageCacheName: 'created', images: [second.reference] });
+  const { imageCacheId } = await createCache(host.sidecar, {
+    imageCacheName: `created-${link.host.split(':')[1]}`,
+    images: [second.reference],
+  });
   const begun = async (): Promise<boolean> => (await cacheById(host.sidecar, imageCacheId)).progress > 0;
   await waitFor(begun, { what: 'the cache to be under way', timeoutMs: 60_000, details: () => host.sidecar.logTail() });
   expect((await proxied.call(pullCall(second.reference))).code).toBe(0);

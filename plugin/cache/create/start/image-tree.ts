@@ -55,11 +55,16 @@ export class ImageTree {
     return this.lookUp(at);
   }
 
-  /** Names in a directory of the image; none when it is none. */
-  list(name: string): string[] {
+  /** Names in a directory of the image, so many at most; none when it is none. */
+  list(name: string, atMost: number): string[] {
     const found = this.find(name);
     if (found === undefined || !found.stats.isDirectory()) return [];
-    return [...new Set(this.placesOf(split(found.name)).flatMap((place) => fs.readdirSync(place)))].sort();
+    const names = new Set<string>();
+    for (const place of this.placesOf(split(found.name))) {
+      using directory = fs.opendirSync(place);
+      for (let entry = directory.readSync(); entry !== null && names.size < atMost; entry = directory.readSync()) names.add(entry.name);
+    }
+    return [...names].sort();
   }
 
   /** What a name without links on its way is itself. */

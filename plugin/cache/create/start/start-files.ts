@@ -28,6 +28,8 @@ const MAX_WORDS = 5_000;
 const MAX_SCRIPT_BYTES = 64 * 1024;
 /** A script that calls a script that calls a script. */
 const MAX_DEPTH = 3;
+/** Of a directory of which all names are wanted. */
+const MAX_LISTED = 1_000;
 const READ_BYTES = MIB;
 
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -80,7 +82,7 @@ class StartReader {
 
   run(): StartRead {
     for (const name of ALWAYS) this.read(name, MAX_DEPTH);
-    this.tree.list(this.workingDir);
+    this.tree.list(this.workingDir, MAX_LISTED);
     for (const argument of [...(this.process.entrypoint ?? []), ...(this.process.cmd ?? [])]) this.command(argument, 0);
     const entries = this.walk();
     return { names: [...this.seen], bytes: this.bytes, entries, isComplete: !this.isCut };
@@ -163,7 +165,7 @@ class StartReader {
     const files = [
       `/etc/ld-musl-${ARCHITECTURE}.path`,
       '/etc/ld.so.conf',
-      ...this.tree.list('/etc/ld.so.conf.d').map((name) => `/etc/ld.so.conf.d/${name}`),
+      ...this.tree.list('/etc/ld.so.conf.d', MAX_LISTED).map((name) => `/etc/ld.so.conf.d/${name}`),
     ];
     return files.flatMap((name) => {
       const found = this.tree.find(name);
@@ -181,7 +183,7 @@ class StartReader {
     const endMs = performance.now() + maxWalkMs;
     let entries = 0;
     for (let directory = waiting.pop(); directory !== undefined; directory = waiting.pop()) {
-      for (const name of this.tree.list(directory)) {
+      for (const name of this.tree.list(directory, maxEntries - entries + 1)) {
         if (entries >= maxEntries || performance.now() >= endMs) {
           this.isCut = true;
           return entries;

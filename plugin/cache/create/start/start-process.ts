@@ -88,7 +88,11 @@ function runReader(attempt: StartAttempt, work: StartWork, parts: ProcessParts):
       { script: SCRIPT, args: [image.reference], limits, cgroup, start: work, deadlineMs, signal },
       {
         isLate: () => new AppError('DeadlineExceeded', { ...about, what: `not done within ${deadlineMs / 1000} s` }),
-        died: ({ how }) => new AppError('Unavailable', { ...about, what: `its process ended (${how}) without a word` }),
+        died: ({ ranOutOfMemory, how }) => {
+          const what = `it needs more than ${limits.memoryBytes} bytes of memory (caches.memory_bytes)`;
+          if (ranOutOfMemory) return new AppError('ResourceExhausted', { ...about, what });
+          return new AppError('Unavailable', { ...about, what: `its process ended (${how}) without a word` });
+        },
       },
       (message) => {
         const parsed = fromSchema.safeParse(message);
