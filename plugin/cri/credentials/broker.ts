@@ -107,15 +107,13 @@ export class CredentialBroker {
   }
 
   private async fromRules(subject: PullSubject, signal: AbortSignal): Promise<Candidate[]> {
-    const { pod, facts, reference, image } = subject;
+    const { pod, facts, reference } = subject;
     if (pod === undefined) return [];
     const imageName = formatRepository(reference);
     const who = { namespace: pod.namespace, serviceAccount: facts?.serviceAccount, imageName };
     const found: Candidate[] = [];
     for (const rule of (await this.options.rules.current()).filter((one) => matchesRule(one, who)).slice(0, MAX_CANDIDATES)) {
-      const candidate = await this.attempt(subject, `rule ${rule.name}`, signal, () =>
-        this.byRule(rule, { ...who, image }, reference, signal),
-      );
+      const candidate = await this.attempt(subject, `rule ${rule.name}`, signal, () => this.byRule(rule, who, reference, signal));
       if (candidate !== undefined) found.push(candidate);
     }
     return found;
@@ -123,20 +121,19 @@ export class CredentialBroker {
 
   private async byRule(
     rule: CredentialRule,
-    who: { namespace: string; serviceAccount: string | undefined; imageName: string; image: string },
+    who: { namespace: string; serviceAccount: string | undefined; imageName: string },
     { host, repository }: Reference,
     signal: AbortSignal,
   ): Promise<Candidate | undefined> {
     const provided = await askProvider(rule, { ...who, host }, signal);
     if (provided === undefined) return undefined;
-    const { namespace, image } = who;
+    const { namespace } = who;
     const serviceAccount = who.serviceAccount ?? null;
     const renewal: RuleRenewal = {
       kind: 'rule',
       rule: rule.name,
       namespace,
       serviceAccount,
-      image,
       host,
       repository,
       lifeMs: provided.lifeMs,

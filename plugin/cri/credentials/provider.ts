@@ -29,12 +29,10 @@ export interface Provided {
   readonly lifeMs: number;
 }
 
-/** What is asked for. `imageName` is `host/repository`. */
+/** What is asked for. `imageName` is `host/repository`: kubelet, too, asks its providers without tag and digest. */
 export interface ProviderQuery {
   readonly host: string;
   readonly imageName: string;
-  /** As the pod wrote it. */
-  readonly image: string;
   readonly namespace: string;
   readonly serviceAccount: string | undefined;
 }
@@ -93,7 +91,7 @@ export async function askProvider(rule: CredentialRule, query: ProviderQuery, si
   const document = {
     apiVersion: `credentialprovider.kubelet.k8s.io/${version}`,
     kind: 'CredentialProviderRequest',
-    image: query.image,
+    image: query.imageName,
   };
   const limit = AbortSignal.any([signal, AbortSignal.timeout(PROVIDER_MS)]);
   try {

@@ -33,7 +33,6 @@ const ruleRenewalSchema = z.object({
   ...place,
   rule: z.string(),
   serviceAccount: z.string().nullable(),
-  image: z.string(),
   lifeMs: z.number(),
 });
 const renewalSchema = z.discriminatedUnion('kind', [secretRenewalSchema, ruleRenewalSchema]);
@@ -139,13 +138,13 @@ export class CredentialRenewer implements AsyncDisposable {
       if (isCurrent()) await vault.put({ ...kept, credential: best.credential }, { isUse: false });
       return;
     }
-    const { namespace, image, host } = renewal;
+    const { namespace, host } = renewal;
     const serviceAccount = renewal.serviceAccount ?? undefined;
     const rule = (await rules.current()).find(
       (one) => one.name === renewal.rule && matchesRule(one, { namespace, serviceAccount, imageName }),
     );
     if (rule === undefined) throw refuse(`rule ${renewal.rule} is gone, or does not give credentials for it any more`);
-    const provided = await askProvider(rule, { namespace, serviceAccount, image, host, imageName }, signal);
+    const provided = await askProvider(rule, { namespace, serviceAccount, host, imageName }, signal);
     if (provided === undefined) throw refuse(`rule ${renewal.rule} has none any more`);
     const { credential, lifeMs } = provided;
     const expiresMs = clock.nowMs() + lifeMs;

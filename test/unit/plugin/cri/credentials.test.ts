@@ -309,7 +309,6 @@ const rulesWith = (command: string, more = ''): string =>
 const QUERY = {
   host: 'r.example',
   imageName: 'r.example/team/app',
-  image: 'r.example/team/app:1',
   namespace: 'team',
   serviceAccount: undefined,
 };
@@ -322,7 +321,7 @@ describe('sources of rules', () => {
     expect(JSON.parse(await fs.readFile(scratch.join('asked'), 'utf8'))).toEqual({
       apiVersion: 'credentialprovider.kubelet.k8s.io/v1beta1',
       kind: 'CredentialProviderRequest',
-      image: 'r.example/team/app:1',
+      image: 'r.example/team/app',
     });
     const elsewhere = await askProvider(rule!, { ...QUERY, imageName: 'else.example/a' }, SIGNAL);
     expect(elsewhere).toBeUndefined();
@@ -373,7 +372,7 @@ describe('sources of rules', () => {
       });
       expect(asked).toEqual([
         'POST /credentials',
-        expect.objectContaining({ namespace: 'team', serviceAccount: 'puller', image: QUERY.image }),
+        expect.objectContaining({ namespace: 'team', serviceAccount: 'puller', image: QUERY.imageName }),
       ]);
     } finally {
       await new Promise((resolve) => server.close(resolve));
