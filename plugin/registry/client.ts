@@ -11,7 +11,7 @@ import { type BlobIdentity, BlobReader } from './blobs.ts';
 import { anonymous, type CredentialSource } from './credentials.ts';
 import { HostResolver } from './hosts.ts';
 import { Lists } from './lists.ts';
-import { type CallOptions, type FetchedManifest, ManifestReader } from './manifests.ts';
+import { type CallOptions, type FetchedManifest, ManifestReader, type ResolveOptions } from './manifests.ts';
 import { Mirrors } from './mirrors.ts';
 import { type Environment, ProxyRules } from './proxy-env.ts';
 import { ManifestWriter } from './push.ts';
@@ -107,12 +107,12 @@ export class RegistryClient {
   }
 
   /** See {@link ManifestReader.resolve}. */
-  async resolve(repository: Repository, tagOrDigest: string, options?: CallOptions): Promise<FetchedManifest['descriptor']> {
+  async resolve(repository: Repository, tagOrDigest: string, options?: ResolveOptions): Promise<FetchedManifest['descriptor']> {
     return this.manifests.resolve(checkRepository(repository), tagOrDigest, options);
   }
 
   /** See {@link ManifestReader.get}. */
-  async getManifest(repository: Repository, tagOrDigest: string, options?: CallOptions): Promise<FetchedManifest> {
+  async getManifest(repository: Repository, tagOrDigest: string, options?: ResolveOptions): Promise<FetchedManifest> {
     return this.manifests.get(checkRepository(repository), tagOrDigest, options);
   }
 
@@ -137,7 +137,7 @@ export class RegistryClient {
   }
 
   /** See {@link Lists.tags}. */
-  async listTags(repository: Repository, options?: CallOptions): Promise<string[]> {
+  async listTags(repository: Repository, options?: ResolveOptions): Promise<string[]> {
     return this.lists.tags(checkRepository(repository), options);
   }
 

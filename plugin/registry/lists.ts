@@ -11,7 +11,7 @@ import { type BodySink, CollectSink, DiscardSink } from './body.ts';
 import type { Endpoint } from './hosts.ts';
 import { headerOf, type Purpose, peerError } from './http-errors.ts';
 import { MAX_PAGE_BYTES, MAX_PAGES, MAX_REFERRERS, MAX_TAGS } from './limits.ts';
-import type { CallOptions, ManifestReader } from './manifests.ts';
+import type { CallOptions, ManifestReader, ResolveOptions } from './manifests.ts';
 import type { Mirrors } from './mirrors.ts';
 import { formatRepository, isTag, type Repository } from './reference.ts';
 import { withRetries } from './retry.ts';
@@ -101,22 +101,20 @@ export class Lists {
   }
 
   /** All tags, at most 100,000, in the registry's order. Texts that are no tags are left out. */
-  tags(repository: Repository, options: CallOptions = {}): Promise<string[]> {
+  tags(repository: Repository, options: ResolveOptions = {}): Promise<string[]> {
+    const capability = options.isCurrent === true ? 'push' : 'resolve';
     return withRetries(this.session.clock, options.signal, () => {
       const deadline = this.session.deadline(options.signal, options.timeoutMs);
-      return this.mirrors.first(
-        { op: 'list tags', subject: 'tags', repository, capability: 'resolve', deadline },
-        async (endpoint, share) => {
-          const call = this.callFor('list tags', repository, 'tags', '/tags/list', 'n=1000', share, 'application/json');
-          const tags: string[] = [];
-          for await (const { head, bytes } of this.pages(endpoint, call)) {
-            if (head.status !== 200) throw this.session.statusError(endpoint, call, head, bytes);
-            tags.push(...parseTags(bytes, this.session.purposeOf(endpoint, call)));
-            if (tags.length > MAX_TAGS) throw this.tooMany(endpoint, call, `more than ${MAX_TAGS} tags`);
-          }
-          return tags;
-        },
-      );
+      return this.mirrors.first({ op: 'list tags', subject: 'tags', repository, capability, deadline }, async (endpoint, share) => {
+        const call = this.callFor('list tags', repository, 'tags', '/tags/list', 'n=1000', share, 'application/json');
+        const tags: string[] = [];
+        for await (const { head, bytes } of this.pages(endpoint, call)) {
+          if (head.status !== 200) throw this.session.statusError(endpoint, call, head, bytes);
+          tags.push(...parseTags(bytes, this.session.purposeOf(endpoint, call)));
+          if (tags.length > MAX_TAGS) throw this.tooMany(endpoint, call, `more than ${MAX_TAGS} tags`);
+        }
+        return tags;
+      });
     });
   }
 

@@ -19,6 +19,11 @@ export interface CallOptions {
   readonly timeoutMs?: number;
 }
 
+export interface ResolveOptions extends CallOptions {
+  /** Ask only where pushes go: a mirror may not know yet what a tag was moved to. */
+  readonly isCurrent?: boolean;
+}
+
 export interface FetchedManifest {
   /** `mediaType` is what the registry announced (without parameters); it is checked when the document is parsed. */
   readonly descriptor: Pick<Descriptor, 'mediaType' | 'digest' | 'sizeBytes'>;
@@ -39,7 +44,7 @@ export class ManifestReader {
    * What a tag (or digest) names now: one HEAD, or a GET when the registry's HEAD says too little. Throws NotFound when it names nothing,
    * and the errors of any request. Retries a little by itself.
    */
-  resolve(repository: Repository, tagOrDigest: string, options: CallOptions = {}): Promise<FetchedManifest['descriptor']> {
+  resolve(repository: Repository, tagOrDigest: string, options: ResolveOptions = {}): Promise<FetchedManifest['descriptor']> {
     checkObject(repository, tagOrDigest);
     return this.firstMirror('resolve', repository, tagOrDigest, options, async (endpoint, deadline) => {
       const call = this.callFor('resolve', 'HEAD', repository, tagOrDigest, deadline);
@@ -59,7 +64,7 @@ export class ManifestReader {
    * The document that a tag or digest names, at most 8 MiB, checked against the digest. Throws as {@link resolve}, and DataLoss when the
    * bytes have another digest than asked for (after trying the other mirrors).
    */
-  get(repository: Repository, tagOrDigest: string, options: CallOptions = {}): Promise<FetchedManifest> {
+  get(repository: Repository, tagOrDigest: string, options: ResolveOptions = {}): Promise<FetchedManifest> {
     checkObject(repository, tagOrDigest);
     return this.firstMirror('fetch manifest', repository, tagOrDigest, options, (endpoint, deadline) =>
       this.getFrom(endpoint, repository, tagOrDigest, deadline),
@@ -70,12 +75,12 @@ export class ManifestReader {
     op: string,
     repository: Repository,
     subject: string,
-    options: CallOptions,
+    options: ResolveOptions,
     action: (endpoint: Endpoint, deadline: Deadline) => Promise<T>,
   ): Promise<T> {
     return withRetries(this.session.clock, options.signal, () => {
       const deadline = this.session.deadline(options.signal, options.timeoutMs);
-      const capability = isDigest(subject) ? 'pull' : 'resolve';
+      const capability = options.isCurrent === true ? 'push' : isDigest(subject) ? 'pull' : 'resolve';
       return this.mirrors.first({ op, subject, repository, capability, deadline }, action);
     });
   }

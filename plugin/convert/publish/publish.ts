@@ -44,7 +44,7 @@ export async function publishAccelerated(
 ): Promise<PublishResult> {
   const { client, repository, request, signal, log } = context;
   const targetTag = acceleratedTag(tag, request.mode, request.runtime);
-  const fetched = await client.getManifest(repository, tag, { signal });
+  const fetched = await client.getManifest(repository, tag, { signal, isCurrent: true });
   const root: Descriptor = fetched.descriptor;
   if (expectedDigest !== undefined && root.digest !== expectedDigest) throw moved(tag, expectedDigest, root.digest);
   onSource(root.digest);
@@ -58,7 +58,7 @@ export async function publishAccelerated(
   }
   const typed: Descriptor = { ...root, mediaType: document.mediaType };
   const result = document.kind === 'index' ? await convertIndex(context, document, typed) : await convertSingle(context, document, typed);
-  const now = await client.resolve(repository, tag, { signal });
+  const now = await client.resolve(repository, tag, { signal, isCurrent: true });
   if (now.digest !== root.digest) throw moved(tag, root.digest, now.digest);
   const isUnchanged = (await resolveTag(context, targetTag)) === result.descriptor.digest;
   if (!isUnchanged) await client.putManifest(repository, targetTag, result.bytes, result.descriptor.mediaType, { signal });
@@ -150,7 +150,7 @@ async function reasonToKeep({ client, repository, request, signal }: PublishCont
 
 async function resolveTag({ client, repository, signal }: PublishContext, tag: string): Promise<Digest | undefined> {
   try {
-    return (await client.resolve(repository, tag, { signal })).digest;
+    return (await client.resolve(repository, tag, { signal, isCurrent: true })).digest;
   } catch (error) {
     if (isAppError(error, 'NotFound')) return undefined;
     throw error;

@@ -69,12 +69,14 @@ export class ImageFamilies {
   /** What every tag names. Throws ResourceExhausted for a repository of too many tags. */
   async tags(): Promise<Map<string, Digest>> {
     const { client, repository, signal } = this;
-    const tags = await client.listTags(repository, { signal });
+    const tags = await client.listTags(repository, { signal, isCurrent: true });
     if (tags.length > MAX_TAGS) {
       const what = `the repository has ${tags.length} tags, at most ${MAX_TAGS} are looked through`;
       throw new AppError('ResourceExhausted', { op: 'look through', subject: `${repository.host}/${repository.repository}`, what });
     }
-    const digests = await this.each(tags, (tag) => this.ifThere(async () => (await client.resolve(repository, tag, { signal })).digest));
+    const digests = await this.each(tags, (tag) =>
+      this.ifThere(async () => (await client.resolve(repository, tag, { signal, isCurrent: true })).digest),
+    );
     return new Map(tags.flatMap((tag, i) => (digests[i] === undefined ? [] : [[tag, digests[i]] as const])));
   }
 
@@ -86,7 +88,7 @@ export class ImageFamilies {
   }
 
   private async member(tagOrDigest: string): Promise<Member> {
-    const { bytes, descriptor } = await this.client.getManifest(this.repository, tagOrDigest, { signal: this.signal });
+    const { bytes, descriptor } = await this.client.getManifest(this.repository, tagOrDigest, { signal: this.signal, isCurrent: true });
     return { digest: descriptor.digest, document: parseManifestOrIndex(bytes, descriptor.mediaType, tagOrDigest) };
   }
 

@@ -110,7 +110,7 @@ export class Poller implements AsyncDisposable {
    */
   private async tags(rule: ConvertRule): Promise<string[] | undefined> {
     try {
-      return await this.options.client.listTags(rule.repository, { signal: this.closing.signal });
+      return await this.options.client.listTags(rule.repository, { signal: this.closing.signal, isCurrent: true });
     } catch (error) {
       if (!isAppError(error, 'NotFound')) throw error;
       return this.options.store.seenTags(rule.id).size === 0 ? [] : undefined;
@@ -119,7 +119,7 @@ export class Poller implements AsyncDisposable {
 
   private async look(rule: ConvertRule, tag: string): Promise<Digest | undefined> {
     try {
-      return (await this.options.client.resolve(rule.repository, tag, { signal: this.closing.signal })).digest;
+      return (await this.options.client.resolve(rule.repository, tag, { signal: this.closing.signal, isCurrent: true })).digest;
     } catch (error) {
       // Deleted since the list was made.
       if (isAppError(error, 'NotFound')) return undefined;

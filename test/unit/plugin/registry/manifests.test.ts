@@ -82,6 +82,24 @@ describe('manifests', () => {
     expect(Buffer.from(fetched.bytes).equals(bytes)).toBe(true);
   });
 
+  test('what a tag names now is asked where pushes go, when the caller must know', async () => {
+    const [mirror, registry] = [await start(), await start()];
+    const old = mirror.registry.addManifest('team/app', manifest('old'), MEDIA_TYPE.ociManifest, 'v1');
+    const now = registry.registry.addManifest('team/app', manifest('now'), MEDIA_TYPE.ociManifest, 'v1');
+    registry.registry.addManifest('team/app', manifest('now'), MEDIA_TYPE.ociManifest, 'v2');
+    const { certsDir, cleanUp } = makeHostsDir({ 'r.test': [mirror.registry.origin, registry.registry.origin] });
+    cleanUps.push(cleanUp);
+    const client = testClient({ hostsDirs: [certsDir] });
+    cleanUps.push(() => client.close());
+    const repository = { host: 'r.test', repository: 'team/app' };
+    expect((await client.resolve(repository, 'v1')).digest).toBe(old);
+    const isCurrent = true;
+    expect((await client.resolve(repository, 'v1', { isCurrent })).digest).toBe(now);
+    expect((await client.getManifest(repository, 'v1', { isCurrent })).descriptor.digest).toBe(now);
+    expect(await client.listTags(repository)).toEqual(['v1']);
+    expect(await client.listTags(repository, { isCurrent })).toEqual(['v1', 'v2']);
+  });
+
   test('more than 8 MiB is refused without being held', async () => {
     const { registry, client, repository } = await start();
     registry.addManifest('team/app', Buffer.alloc(8 * 1024 * 1024 + 1, 32), MEDIA_TYPE.ociManifest, 'big');

@@ -6,7 +6,8 @@ import { publishAccelerated } from '../../../../../plugin/convert/publish/publis
 import { ARTIFACT_TYPE, MEDIA_TYPE } from '../../../../../plugin/image/oci/media-types.ts';
 import type { FaultRegistry, FaultRegistryOptions } from '../../../../support/fault-registry.ts';
 import { buildImage, type Image, layerOfEntries } from '../../../../support/oci-image.ts';
-import { failureOf } from '../../../../support/registry-client.ts';
+import { failureOf, testClient } from '../../../../support/registry-client.ts';
+import { makeHostsDir } from '../../../../support/registry-hosts.ts';
 import { manifestOf, type PublishBench, REPOSITORY, reads, startPublishBench, store } from './publish-bench.ts';
 
 const cleanUps: (() => PromiseLike<void> | void)[] = [];
@@ -223,6 +224,20 @@ test('an index is converted platform by platform; attestations, other systems an
   expect(partial.manifests[1].digest).toBe(index.manifests[1].digest);
   const none = await failureOf(publishAccelerated(context(REPOSITORY, { platforms: ['linux/s390x'] }), { tag: 'multi' }));
   expect(none).toMatchObject({ code: 'InvalidArgument' });
+});
+
+test('a mirror that is behind is not asked what a tag names', async () => {
+  const [mirror, upstream] = [await start(), await start()];
+  const [old, moved] = [buildImage([await layer('old')]), buildImage([await layer('moved')])];
+  store(mirror.registry, old, '1');
+  store(upstream.registry, old, undefined);
+  const expectedDigest = store(upstream.registry, moved, '1');
+  const { certsDir, cleanUp } = makeHostsDir({ 'r.test': [mirror.registry.origin, upstream.registry.origin] });
+  const client = testClient({ hostsDirs: [certsDir] });
+  cleanUps.push(cleanUp, () => client.close());
+  const context = { ...upstream.context(), client, repository: { host: 'r.test', repository: REPOSITORY } };
+  expect(await publishAccelerated(context, { tag: '1', expectedDigest })).toMatchObject({ sourceDigest: expectedDigest });
+  expect(upstream.registry.api.tags.has(`${REPOSITORY}:1_containerd_accelerated`)).toBe(true);
 });
 
 test('a result is never an input', async () => {
