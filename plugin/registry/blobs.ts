@@ -14,7 +14,7 @@ import {
   REQUEST_TIMEOUT_MS,
   SLOWEST_BYTES_PER_MS,
 } from './limits.ts';
-import type { CallOptions } from './manifests.ts';
+import type { CallOptions, ResolveOptions } from './manifests.ts';
 import type { Mirrors } from './mirrors.ts';
 import { formatRepository, type Repository } from './reference.ts';
 import { withRetries } from './retry.ts';
@@ -100,20 +100,18 @@ export class BlobReader {
   }
 
   /** The size the registry gives for a blob, or undefined when it does not have it. */
-  async stat(repository: Repository, digest: Digest, options: CallOptions = {}): Promise<number | undefined> {
+  async stat(repository: Repository, digest: Digest, options: ResolveOptions = {}): Promise<number | undefined> {
+    const capability = options.isCurrent === true ? 'push' : 'pull';
     try {
       return await withRetries(this.session.clock, options.signal, () => {
         const deadline = this.session.deadline(options.signal, options.timeoutMs);
-        return this.mirrors.first(
-          { op: 'look up blob', subject: digest, repository, capability: 'pull', deadline },
-          async (endpoint, share) => {
-            const call = this.callFor('look up blob', 'HEAD', repository, digest, share);
-            const { head } = await this.session.follow(endpoint, call, () => new DiscardSink());
-            if (head.status === 405 || head.status === 501) return this.sizeByRange(endpoint, repository, digest, share);
-            if (head.status !== 200) throw this.session.statusError(endpoint, call, head);
-            return this.sizeIn(headerOf(head.headers, 'content-length'), endpoint, call);
-          },
-        );
+        return this.mirrors.first({ op: 'look up blob', subject: digest, repository, capability, deadline }, async (endpoint, share) => {
+          const call = this.callFor('look up blob', 'HEAD', repository, digest, share);
+          const { head } = await this.session.follow(endpoint, call, () => new DiscardSink());
+          if (head.status === 405 || head.status === 501) return this.sizeByRange(endpoint, repository, digest, share);
+          if (head.status !== 200) throw this.session.statusError(endpoint, call, head);
+          return this.sizeIn(headerOf(head.headers, 'content-length'), endpoint, call);
+        });
       });
     } catch (error) {
       if (isAppError(error, 'NotFound')) return undefined;

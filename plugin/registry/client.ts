@@ -127,7 +127,7 @@ export class RegistryClient {
   }
 
   /** See {@link BlobReader.stat}. */
-  async statBlob(repository: Repository, digest: Digest, options?: CallOptions): Promise<number | undefined> {
+  async statBlob(repository: Repository, digest: Digest, options?: ResolveOptions): Promise<number | undefined> {
     return this.blobs.stat(checkRepository(repository), digest, options);
   }
 

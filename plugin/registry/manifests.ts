@@ -20,7 +20,7 @@ export interface CallOptions {
 }
 
 export interface ResolveOptions extends CallOptions {
-  /** Ask only where pushes go: a mirror may not know yet what a tag was moved to. */
+  /** Ask only where pushes go: a mirror may not know yet what a tag was moved to, and what it has says nothing about the registry. */
   readonly isCurrent?: boolean;
 }
 

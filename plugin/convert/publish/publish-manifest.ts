@@ -90,7 +90,7 @@ export async function pushByDigest(
 ): Promise<void> {
   await client.putManifest(repository, descriptor.digest, bytes, descriptor.mediaType, { signal });
   // Read by digest, the client compares every byte.
-  await client.getManifest(repository, descriptor.digest, { signal });
+  await client.getManifest(repository, descriptor.digest, { signal, isCurrent: true });
 }
 
 /** The longest run of layers from the bottom that the repository has or can mount; each is looked at, whatever the ledger says. */
@@ -115,12 +115,10 @@ async function provide(
   const { digest, sizeBytes, annotations } = entry;
   const others = entry.repositories.filter((name) => name !== repository.repository);
   // What another repository holds is given to those only who have the original: a manifest can be pushed to some registries without.
-  if (others.length === entry.repositories.length && (await client.statBlob(repository, original.digest, { signal })) === undefined) {
-    return undefined;
-  }
+  const isRecorded = others.length < entry.repositories.length;
+  if (!isRecorded && (await client.statBlob(repository, original.digest, { signal, isCurrent: true })) === undefined) return undefined;
   const outcome = await client.provideBlob(repository, { digest, sizeBytes }, { signal, mountFrom: others });
   const layer: KnownLayer = { digest, sizeBytes, annotations };
-  const isRecorded = others.length < entry.repositories.length;
   if (outcome === undefined) {
     if (isRecorded) await ledger.forget(chainId, signal);
     return undefined;

@@ -89,7 +89,7 @@ export async function uploadBytes(
 
 /** Throws DataLoss unless the repository has the blob in its full size. The registry has checked the digest when it took it. */
 export async function verifyBlob(client: RegistryClient, repository: Repository, blob: BlobIdentity, signal: AbortSignal): Promise<void> {
-  const sizeBytes = await client.statBlob(repository, blob.digest, { signal });
+  const sizeBytes = await client.statBlob(repository, blob.digest, { signal, isCurrent: true });
   if (sizeBytes === blob.sizeBytes) return;
   const what =
     sizeBytes === undefined ? 'the registry does not have it' : `the registry has ${sizeBytes} bytes instead of ${blob.sizeBytes}`;

@@ -226,7 +226,7 @@ test('an index is converted platform by platform; attestations, other systems an
   expect(none).toMatchObject({ code: 'InvalidArgument' });
 });
 
-test('a mirror that is behind is not asked what a tag names', async () => {
+test('a mirror that is behind is not asked what a tag names, nor what the registry has', async () => {
   const [mirror, upstream] = [await start(), await start()];
   const [old, moved] = [buildImage([await layer('old')]), buildImage([await layer('moved')])];
   store(mirror.registry, old, '1');
@@ -238,6 +238,7 @@ test('a mirror that is behind is not asked what a tag names', async () => {
   const context = { ...upstream.context(), client, repository: { host: 'r.test', repository: REPOSITORY } };
   expect(await publishAccelerated(context, { tag: '1', expectedDigest })).toMatchObject({ sourceDigest: expectedDigest });
   expect(upstream.registry.api.tags.has(`${REPOSITORY}:1_containerd_accelerated`)).toBe(true);
+  expect(mirror.registry.log.filter((entry) => entry.method === 'HEAD')).toEqual([]);
 });
 
 test('a result is never an input', async () => {
