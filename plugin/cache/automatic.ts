@@ -2,14 +2,15 @@
  * Caches that pods cause which miss (R91 – R95, R103): one for each set of images, named after the sandbox that missed first. Asked again, it
  * is added to, looked at anew, or left as it is. Ours.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { AppError } from '../base/errors.ts';
 import type { Admission } from './admission.ts';
 import { type CacheRecord, type HeldImage, hasWork, heldImage, targetOf } from './cache-record.ts';
 import type { Catalogue, NewEvent } from './catalogue.ts';
 import { automaticCache } from './new-cache.ts';
-import { AUTOMATIC_PREFIX, autoCreateRequestSchema, MAX_CACHE_IMAGES } from './requests.ts';
+import { AUTOMATIC_PREFIX, autoCreateRequestSchema, MAX_CACHE_IMAGES, MAX_CREDENTIALS } from './requests.ts';
 import type { Secrets } from './secrets.ts';
-import type { AutoCreateRequest } from './types.ts';
+import type { AutoCreateRequest, ImageRegistryCredential } from './types.ts';
 import { cacheError, checkRequest } from './validation.ts';
 
 /** Pods of one deployment miss within seconds of each other; what failed or was looked at for one is not begun anew for the next. */
@@ -48,7 +49,9 @@ export class AutomaticCaches {
       const present = this.find(request.sandboxId, images, sizeGib);
       if (present === undefined) return this.insert(request as AutoCreateRequest, images, sizeGib);
       if (present.status !== 'Failed') {
-        this.renew(present, images);
+        // Those of a pod are for its own cache.
+        if (present.sandboxId === request.sandboxId) this.learn(present, request.credentials ?? []);
+        this.renew(this.parts.catalogue.get(present.id), images);
         return present.id;
       }
       if (this.isRecent(present)) return present.id;
@@ -64,6 +67,15 @@ export class AutomaticCaches {
     const { catalogue } = this.parts;
     const own = catalogue.named(AUTOMATIC_PREFIX + sandboxId);
     return own ?? catalogue.ofOwner('system').find((record) => record.sizeGib <= sizeGib && missingIn(record, images).length === 0);
+  }
+
+  /** Each pull of a pod brings the credentials of its own image; the cache is of all of them. */
+  private learn(record: CacheRecord, credentials: readonly ImageRegistryCredential[]): void {
+    const { catalogue, secrets } = this.parts;
+    const known = secrets.known(record);
+    const brought = new Set(credentials.map(({ server }) => server));
+    const all = [...known.filter(({ server }) => !brought.has(server)), ...credentials].slice(-MAX_CREDENTIALS);
+    if (credentials.length > 0 && !isDeepStrictEqual(all, known)) catalogue.change(record.id, { credentials: secrets.seal(all) });
   }
 
   /** A pod that misses although a cache has its images by name: the names mean something else by now. */

@@ -45,13 +45,11 @@ export class Build {
   private readonly id: string;
   private readonly parts: BuildParts;
   private readonly signal: AbortSignal;
-  private readonly access: ImageAccess;
 
   constructor(id: string, parts: BuildParts, signal: AbortSignal) {
     this.id = id;
     this.parts = parts;
     this.signal = signal;
-    this.access = parts.secrets.accessOf(parts.catalogue.get(id));
   }
 
   /**
@@ -75,6 +73,11 @@ export class Build {
   private get record(): CacheRecord {
     this.signal.throwIfAborted();
     return this.parts.catalogue.get(this.id);
+  }
+
+  /** As it is now: a pod may bring credentials for further images while its cache is made. */
+  private get access(): ImageAccess {
+    return this.parts.secrets.accessOf(this.record);
   }
 
   /** Asks what every reference means, once; the answer is kept for ever. */

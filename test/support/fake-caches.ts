@@ -7,7 +7,7 @@ import type { Clock } from '../../plugin/base/clock.ts';
 import { type Digest, sha256 } from '../../plugin/base/digest.ts';
 import { AppError } from '../../plugin/base/errors.ts';
 import { silentLogger } from '../../plugin/base/log.ts';
-import type { ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../../plugin/cache/image-store.ts';
+import type { ImageAccess, ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../../plugin/cache/image-store.ts';
 import { type CacheOptions, type CacheService, startCaches } from '../../plugin/cache/service.ts';
 
 export const MIB = 1024 * 1024;
@@ -95,6 +95,8 @@ export class FakeNode {
   readonly blobs = new Set<string>();
   /** Blobs that a running container reads from. */
   readonly usedBlobs = new Set<string>();
+  /** How each reference was last asked for. */
+  readonly accesses = new Map<string, ImageAccess>();
   /** How often each blob was fetched. */
   readonly fetches = new Map<string, number>();
   /** What unpacking adds to an image, by reference. */
@@ -152,8 +154,9 @@ export class FakeNode {
       if (error !== undefined) throw error;
     };
     return {
-      resolve: async (reference, _access, signal) => {
+      resolve: async (reference, access, signal) => {
         await step('resolve', signal);
+        this.accesses.set(reference, access);
         const image = this.registry.get(reference);
         if (image === undefined) throw new AppError('NotFound', { op: 'resolve', subject: reference, what: 'no such image' });
         return image;

@@ -517,6 +517,33 @@ test('an automatic cache follows tags that moved when a pod misses by them, and 
   expect(service.get(again.imageCacheId).status).toBe('Ready');
 });
 
+test('each pull of a pod brings credentials for its image, and its automatic cache has them all, while it is made too', async () => {
+  await using caches = host();
+  const { service, node } = caches;
+  const credential = (server: string, password = 'p') => ({ server, userName: 'u', password });
+  const [a, b, c] = ['a.example/x:1', 'b.example/y:1', 'c.example/z:1'] as const;
+  for (const reference of [a, b, c]) node.push(fakeImage(reference, [reference]));
+  const serversFor = (reference: string): string[] => (node.accesses.get(reference)?.credentials ?? []).map(({ server }) => server);
+  node.hold();
+  const { imageCacheId } = await service.autoCreate({ sandboxId: 'pod', images: [a], credentials: [credential('a.example')] });
+  await caches.settle();
+  await service.autoCreate({ sandboxId: 'pod', images: [a, b], credentials: [credential('b.example')] });
+  node.letGo();
+  await caches.settle();
+  expect(service.get(imageCacheId)).toMatchObject({ status: 'Ready', images: [{ reference: a }, { reference: b }] });
+  expect(serversFor(b)).toEqual(['a.example', 'b.example']);
+  await service.autoCreate({ sandboxId: 'pod', images: [a, b, c], credentials: [credential('a.example', 'new'), credential('c.example')] });
+  await caches.settle();
+  expect(service.get(imageCacheId)).toMatchObject({ status: 'Ready', images: [{}, {}, { reference: c }] });
+  expect(node.accesses.get(c)?.credentials).toEqual([credential('b.example'), credential('a.example', 'new'), credential('c.example')]);
+  // Those of another pod are not for this one's cache.
+  await service.autoCreate({ sandboxId: 'other', images: [a], credentials: [credential('d.example')] });
+  await caches.pass(11 * 60_000);
+  await service.autoCreate({ sandboxId: 'other', images: [a], credentials: [credential('d.example')] });
+  await caches.settle();
+  expect(serversFor(a)).not.toContain('d.example');
+});
+
 test('at the automatic quota a failed cache goes before one that serves', async () => {
   await using caches = host({ maxAutomaticCount: 2 });
   const good = (await caches.service.autoCreate({ sandboxId: 'a', images: [refOf(1)] })).imageCacheId;
