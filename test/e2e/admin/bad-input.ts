@@ -1,5 +1,6 @@
 /** What image caches must refuse, for each way in: REST, the vendor's actions and obdctl. Ours. */
 import http from 'node:http';
+import { errnoOf } from '../../../plugin/base/errors.ts';
 
 export interface Asked {
   status: number;
@@ -16,11 +17,24 @@ export interface Question {
   isChunked?: boolean;
 }
 
-/** One request through the socket, byte for byte as given: curl would tidy it up. A refusal may come before the body is sent. */
-export const ask = (socketPath: string, question: Question): Promise<Asked> => send({ socketPath }, question);
+/** One request through the socket, byte for byte as given: curl would tidy it up. */
+export const ask = (socketPath: string, question: Question): Promise<Asked> => sendAgain({ socketPath }, question);
 
 /** The same through loopback. */
-export const askTcp = (port: number, question: Question): Promise<Asked> => send({ host: '127.0.0.1', port }, question);
+export const askTcp = (port: number, question: Question): Promise<Asked> => sendAgain({ host: '127.0.0.1', port }, question);
+
+const TRIES = 5;
+
+/** A refusal may come while the body is still sent, and be lost with the connection that is closed then; so it is asked for again. */
+async function sendAgain(where: http.RequestOptions, question: Question): Promise<Asked> {
+  for (let left = TRIES - 1; ; left -= 1) {
+    try {
+      return await send(where, question);
+    } catch (error) {
+      if (left === 0 || !['EPIPE', 'ECONNRESET'].includes(errnoOf(error) ?? '')) throw error;
+    }
+  }
+}
 
 function send(where: http.RequestOptions, { method = 'GET', path, body, headers = {}, isChunked = false }: Question): Promise<Asked> {
   return new Promise((resolve, reject) => {

@@ -199,6 +199,10 @@ test('every example of the README works with real curl, in its order, and each a
         names.unshift([/conversions\/7\b/, `conversions/${id}`]);
       },
     ],
+    [
+      /v1\/ready|healthz/,
+      async () => void (await waitFor(() => sidecar.admin('GET', '/v1/ready'), { what: 'every part to work', timeoutMs: 60_000 })),
+    ],
     [/v1\/materialize/, () => pullForPod('team', 'web-0', `${registry.host}/team/example:1`)],
   ];
   const called = new Set<string>();
