@@ -1,5 +1,5 @@
 /**
- * The queue of conversion jobs: durable rows, a fixed number of processes, one job at most for a tag at a time, the newest push wins.
+ * The queue of conversion jobs: durable rows, a fixed number of processes, one of an image at a time, the newest push wins.
  * What was BUILDING when the control plane died is PENDING again at its next start, and goes on from the layers that are uploaded. Ours.
  */
 import type { ConvertJobRow, ConvertJobStore } from '../../../db/convert-job-store.ts';
@@ -50,6 +50,8 @@ export interface QueueOptions {
 }
 
 interface RunningJob {
+  /** The image that it converts. */
+  name: string;
   controller: AbortController;
   progress: Progress;
   persistedMs: number;
@@ -215,13 +217,17 @@ export class JobQueue {
   private beginDue(): void {
     const nowMs = this.options.clock.monotonicMs();
     let nextMs = Number.POSITIVE_INFINITY;
+    // One of an image at a time: one that was just ended may still be on its way out, and both modes enter their results into one list.
+    const names = new Set([...this.running.values()].map((job) => job.name));
     for (const row of this.options.store.inState('PENDING', MAX_PENDING_JOBS)) {
       if (this.running.size >= this.options.concurrency) return;
-      // A job that was just ended may still be on its way out.
-      if (this.running.has(row.id)) continue;
+      if (names.has(nameOf(row))) continue;
       const notBeforeMs = this.notBeforeMs.get(row.id) ?? 0;
       if (notBeforeMs > nowMs) nextMs = Math.min(nextMs, notBeforeMs);
-      else this.begin(row);
+      else {
+        names.add(nameOf(row));
+        this.begin(row);
+      }
     }
     if (nextMs < Number.POSITIVE_INFINITY) this.timer = setTimeout(() => this.pump(), nextMs - nowMs);
   }
@@ -232,6 +238,7 @@ export class JobQueue {
     this.notBeforeMs.delete(row.id);
     this.move(row.id, 'BUILDING', { attempts, startedUs: row.startedUs ?? clock.nowMs() * 1000 });
     const job: RunningJob = {
+      name: nameOf(row),
       controller: new AbortController(),
       progress: NO_PROGRESS,
       persistedMs: clock.monotonicMs(),

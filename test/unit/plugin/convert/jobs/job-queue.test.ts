@@ -152,6 +152,25 @@ test('the same request is one job; a push of another digest takes its place; a t
   expect(queue.get(second.id)).toMatchObject({ state: 'FAILED', failure: { code: 'Conflict' } });
 });
 
+test('two kinds of one image are made one after the other, whatever the concurrency; other images go on beside', async () => {
+  await queue.stop();
+  queue = open(2);
+  queue.start();
+  const full = add('1');
+  const index = queue.add({
+    repository: full.repository,
+    tag: '1',
+    request: convertRequestSchema.parse({ mode: 'index-only' }),
+    trigger: 'manual',
+  });
+  const other = add('2');
+  await attempt(2);
+  expect(attempts.map(({ job }) => job.id)).toEqual([full.id, other.id]);
+  expect(stateOf(index.id)).toBe('PENDING');
+  attempts[0]!.succeed();
+  expect((await attempt(3)).job.id).toBe(index.id);
+});
+
 test('a conflict of another kind, such as a tag that the registry never replaces, ends the job and starts no other', async () => {
   const { id } = add('1', D1);
   (await attempt(1)).fail(new AppError('Conflict', { op: 'push manifest', subject: '1_accelerated', what: 'answered 409' }));
