@@ -84,7 +84,7 @@ async function settingsOf(flags: SettingFlags): Promise<Record<string, unknown>>
 
 /** A cache by its id or, as people say it, its name. */
 async function idOf(text: string, { call }: CacheCommandTools): Promise<string> {
-  if (/^imc-/.test(text)) return encodeURIComponent(text);
+  if (/^imc-[a-z0-9]{20}$/.test(text)) return text;
   const page = await call<{ imageCaches: CacheView[] }>('GET', `/v1/image-caches?name=${encodeURIComponent(text)}`);
   const [found] = page.imageCaches;
   if (found !== undefined) return found.imageCacheId;

@@ -32,7 +32,7 @@ function unreachable(socketPath: string, error: unknown): AppError {
     return new AppError('Unavailable', { op: 'connect to', what, ...common });
   }
   if (errno === 'EACCES' || errno === 'EPERM') {
-    return new AppError('PermissionDenied', { op: 'connect to', what: 'only root may use the admin socket', ...common });
+    return new AppError('PermissionDenied', { op: 'connect to', what: 'only root may use the admin socket (sudo obdctl …)', ...common });
   }
   return new AppError('Unavailable', { op: 'talk to', what: `connection failed (${errno ?? String(error)})`, ...common });
 }

@@ -24,7 +24,7 @@ import { body, eventStream, failure, json, limitQuery, noQuery, Watchers } from 
 
 const idParam = z.object({
   id: z.coerce
-    .number()
+    .number('is not a number')
     .int()
     .min(1)
     .openapi({ param: { name: 'id', in: 'path' } }),

@@ -132,7 +132,7 @@ function show(view) {
   main.replaceChildren(
     ...nodePart(view),
     section('caches', 'Image caches', more(view.caches.length, view.cacheCount),
-      table(['Cache', 'State', 'Images', 'Size', 'Made', 'Matched'], view.caches.map(cacheRow), 'No cache yet.')),
+      table(['Cache', 'State', 'Images', 'Size', 'Made', 'Matched'], view.caches.map(cacheRow), 'No cache yet. On the node: obdctl cache create NAME IMAGE')),
     section('devices', 'Devices', more((view.devices || []).length, view.deviceCount), devices),
     section('conversions', 'Running conversions', String(view.conversions.length),
       table(['Image', 'State', 'Mode', 'Since'], view.conversions.map(jobRow), 'None.')),

@@ -145,6 +145,9 @@ describe('the status page', () => {
     const label = await page.evaluate("getComputedStyle(document.querySelector('#caches td'), '::before').content");
     expect(label).toBe('"Cache"');
     await picture('phone');
+    await page.setViewportSize({ width: 320, height: 640 });
+    expect(await page.evaluate('document.documentElement.scrollWidth')).toBeLessThanOrEqual(320);
+    await page.setViewportSize({ width: 390, height: 844 });
     await page.emulateMedia({ colorScheme: 'dark' });
     await picture('phone-dark');
     await page.emulateMedia({ colorScheme: 'light' });

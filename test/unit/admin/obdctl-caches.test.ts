@@ -75,6 +75,10 @@ describe('caches', () => {
       obdctl(['cache', 'create', 'x', IMAGE, '--size', 'big']),
     ]);
     expect(stale).toMatchObject({ code: 1, stderr: expect.stringContaining('its version is 2, and 1 was expected') });
+    const { imageCacheId } = await caches.create({ imageCacheName: 'imc-like', images: [IMAGE] });
+    const byEither = await Promise.all([obdctl(['cache', 'show', 'imc-like']), obdctl(['cache', 'show', imageCacheId])]);
+    expect(byEither.map(({ stdout }) => stdout.startsWith(imageCacheId))).toEqual([true, true]);
+    await caches.delete(imageCacheId);
     expect(gone).toMatchObject({ code: 1, stderr: expect.stringContaining('there is none of this name or id') });
     expect(wrong.code).toBe(2);
     expect((await obdctl(['cache', 'rm', 'web'])).code).toBe(0);
