@@ -5,7 +5,7 @@
 import { z } from 'zod';
 import { type Digest, isDigest } from '../../base/digest.ts';
 import { AppError } from '../../base/errors.ts';
-import { isRepositoryPath, isTag } from '../../registry/reference.ts';
+import { isRegistryHost, isRepositoryPath, isTag } from '../../registry/reference.ts';
 
 /** One envelope; the registry puts a single event in each by default. */
 export const MAX_EVENTS = 1000;
@@ -14,7 +14,7 @@ export const MAX_ENVELOPE_BYTES = 2 * 1024 * 1024;
 
 /** A manifest that was pushed by tag. */
 export interface PushEvent {
-  /** As the pusher called the registry; may be another name than the rule's. */
+  /** As the pusher called the registry: may be another name than the rule's, and is empty when it is none at all. */
   host: string;
   repository: string;
   tag: string;
@@ -56,7 +56,14 @@ export function parsePushEvents(text: string): PushEvent[] {
     if (action !== 'push' || tag === undefined || !isTag(tag) || !isDigest(digest)) continue;
     if (repository === undefined || !isRepositoryPath(repository)) continue;
     const atMs = Date.parse(timestamp ?? '');
-    pushes.push({ host: request?.host ?? '', repository, tag, digest, atMs: Number.isNaN(atMs) ? Number.POSITIVE_INFINITY : atMs });
+    const host = request?.host ?? '';
+    pushes.push({
+      host: isRegistryHost(host) ? host : '',
+      repository,
+      tag,
+      digest,
+      atMs: Number.isNaN(atMs) ? Number.POSITIVE_INFINITY : atMs,
+    });
   }
   return pushes;
 }

@@ -30,6 +30,12 @@ test('a push by tag; blobs, pulls, pushes by digest and nonsense are none', () =
   ).toHaveLength(1);
 });
 
+test('what a pusher calls the registry is a name or nothing: it is kept in events', () => {
+  const target = { repository: 'a', tag: '1', digest };
+  const hosts = ['r.example:5000', 'x'.repeat(1_000_000), 'a\u001b[2J', 'a/b', ''];
+  expect(parse(...hosts.map((host) => push(target, { request: { host } }))).map((event) => event.host)).toEqual([hosts[0], '', '', '', '']);
+});
+
 test('a time that is missing or wrong is no reason to pass a push over', () => {
   const target = { repository: 'a', tag: '1', digest };
   expect(parse(push(target, { timestamp: 'soon' }), push(target, { timestamp: undefined })).map((event) => event.atMs)).toEqual([
