@@ -11,9 +11,11 @@ import { parseImageConfig } from '../../image/oci/config.ts';
 import { MEDIA_TYPE } from '../../image/oci/media-types.ts';
 import { TarReader } from '../../image/tar/reader.ts';
 import type { SourceManifest } from '../build/converted-image.ts';
+import { detectCompression } from '../build/decompress.ts';
 import type { SourceLayer } from '../build/options.ts';
 
 const READ_BYTES = 256 * KIB;
+const MAGIC_BYTES = 4;
 /** Entries of one archive: some a layer, 255 layers, a few images. */
 const MAX_ENTRIES = 100_000;
 
@@ -54,6 +56,7 @@ export class DockerArchive {
   static async open(path: string, signal: AbortSignal): Promise<DockerArchive> {
     const file = await openFile(path);
     try {
+      await refuseCompressed(file, path);
       return new DockerArchive(file, path, await findEntries(file, signal));
     } catch (error) {
       await file.close();
@@ -127,6 +130,15 @@ async function openFile(path: string): Promise<FileHandle> {
     if (errnoOf(cause) !== 'ENOENT') throw cause;
     throw new AppError('NotFound', { op: 'read archive', subject: path, what: 'there is no such file', cause });
   }
+}
+
+/** Positions in a compressed archive lead nowhere. */
+async function refuseCompressed(file: FileHandle, path: string): Promise<void> {
+  const head = Buffer.alloc(MAGIC_BYTES);
+  const { bytesRead } = await file.read(head, 0, head.length, 0);
+  const kind = detectCompression(head.subarray(0, bytesRead));
+  if (kind === 'none') return;
+  throw new AppError('InvalidArgument', { op: 'read archive', subject: path, what: `it is compressed with ${kind}; decompress it first` });
 }
 
 /** Names (byte strings) and places of the files in the archive. Old archives repeat layers as links to one another. */

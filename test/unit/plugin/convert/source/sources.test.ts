@@ -136,6 +136,9 @@ describe('archives of docker save', () => {
     await refused([manifest({})], /not what docker save writes/);
     await refused([manifest([{ Config: 'c', Layers: [] }])], /"c" is not in it/);
     await refused([{ name: 'c', content: configOf(tars()) }, manifest([{ Config: 'c', Layers: [] }])], /3 diffIDs, manifest.json 0 layers/);
+    const packed = path.join(scratch, 'archive.tar.gz');
+    await writeFile(packed, gzipSync(rawTar([{ name: 'manifest.json' }])));
+    await expect(DockerArchive.open(packed, signal)).rejects.toThrow(/compressed with gzip; decompress it first/);
     await expect(DockerArchive.open(path.join(scratch, 'no-such-file'), signal)).rejects.toMatchObject({ code: 'NotFound' });
   });
 });
