@@ -34,6 +34,8 @@ interface Authorization {
   /** How it was got, to get it again without a 401. */
   readonly login: Login;
   readonly credential: string;
+  /** What it was got with; secret. */
+  readonly used: Credential | undefined;
   readonly renewAtMs: number;
   readonly expiresAtMs: number;
   credentialCheckedMs: number;
@@ -87,12 +89,18 @@ export class Authenticator {
     return known.header;
   }
 
-  /** Logs in again if the credentials changed or the token is over. */
+  /** Logs in again if the credentials changed or the token is over. New ones that are refused take no token away that still works. */
   private async recheck(key: string, known: Authorization, endpoint: Endpoint, access: Access): Promise<string> {
     const credential = await this.credentialFor(endpoint, access);
     const nowMs = this.options.clock.monotonicMs();
     if (nowMs >= known.expiresAtMs || credentialFingerprint(credential) !== known.credential) {
-      return (await this.logIn(key, known.login, credential, endpoint, access)).header;
+      try {
+        return (await this.logIn(key, known.login, credential, endpoint, access)).header;
+      } catch (error) {
+        const isOver = this.options.clock.monotonicMs() >= known.expiresAtMs;
+        if (isOver || credential === undefined || !isAppError(error, 'Unauthenticated')) throw error;
+        return known.header;
+      }
     }
     if (nowMs >= known.renewAtMs) this.renewEarly(key, known, endpoint, access);
     return known.header;
@@ -129,6 +137,12 @@ export class Authenticator {
     return (await this.logIn(key, login, credential, endpoint, access)).header;
   }
 
+  /** The registry refuses a header that was made a moment ago: another source, or another pod, may have better credentials. */
+  refused(endpoint: Endpoint, access: Access, header: string): void {
+    const known = this.authorizations.get(keyOf(endpoint, access));
+    if (known?.header === header && known.used !== undefined) this.options.credentials.refused?.(known.used);
+  }
+
   /** Credentials changed: the next request asks their source. */
   forgetAll(): void {
     this.authorizations.clear();
@@ -157,7 +171,7 @@ export class Authenticator {
     access: Access,
   ): Promise<Authorization> {
     const nowMs = this.options.clock.monotonicMs();
-    const base = { login, credential: credentialFingerprint(credential), credentialCheckedMs: nowMs };
+    const base = { login, credential: credentialFingerprint(credential), used: credential, credentialCheckedMs: nowMs };
     let authorization: Authorization;
     if (credential !== undefined && 'registryToken' in credential) {
       authorization = { ...base, header: `Bearer ${credential.registryToken}`, renewAtMs: Infinity, expiresAtMs: Infinity };
@@ -226,6 +240,7 @@ export class Authenticator {
       if (excess !== undefined) this.options.onExcess?.(access.repository, excess);
       return stored;
     } catch (error) {
+      if (isAppError(error, 'Unauthenticated') && credential !== undefined) this.options.credentials.refused?.(credential);
       if (isAppError(error)) {
         const holdMs = isAppError(error, 'Unavailable', 'DeadlineExceeded') ? TOKEN_OUTAGE_HOLD_MS : TOKEN_FAILURE_HOLD_MS;
         this.failures.set(key, { error, untilMs: clock.monotonicMs() + holdMs });

@@ -12,17 +12,25 @@ export type Credential =
  * Asked at most once a second for a repository in use; must have its own deadline. Undefined means anonymous. `host` is the registry's
  * name in references (`docker.io`); for a mirror of it, the mirror's own, as in containerd.
  */
-export type CredentialSource = (host: string, repository: string) => Promise<Credential | undefined>;
+export interface CredentialSource {
+  (host: string, repository: string): Promise<Credential | undefined>;
+  /** Told that a registry refused what the source gave; it may have another. */
+  readonly refused?: (credential: Credential) => void;
+}
 
 /** The first source that has something. */
 export function firstCredential(...sources: readonly CredentialSource[]): CredentialSource {
-  return async (host, repository) => {
+  const first = async (host: string, repository: string): Promise<Credential | undefined> => {
     for (const source of sources) {
       const found = await source(host, repository);
       if (found !== undefined) return found;
     }
     return undefined;
   };
+  const refused = (credential: Credential): void => {
+    for (const source of sources) source.refused?.(credential);
+  };
+  return Object.assign(first, { refused });
 }
 
 export const anonymous: CredentialSource = async () => undefined;

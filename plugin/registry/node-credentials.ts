@@ -7,7 +7,7 @@ import path from 'node:path';
 import type { Config } from '../base/config/config.ts';
 import { describeError, isAppError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { type CredentialSource, firstCredential } from './credentials.ts';
+import { type Credential, type CredentialSource, firstCredential } from './credentials.ts';
 import { dockerConfigSource } from './docker-config.ts';
 import type { OriginSources } from './vault/entry.ts';
 import type { VaultPaths } from './vault/sealed-source.ts';
@@ -24,9 +24,8 @@ export function vaultPathsOf(config: Pick<Config, 'paths' | 'credentials'>): Vau
 /** All of them as one source. */
 export function nodeCredentials(config: Pick<Config, 'registry'>, vault: OriginSources, logger: Logger): CredentialSource {
   let complainedMs = Number.NEGATIVE_INFINITY;
-  const tolerant =
-    (source: CredentialSource): CredentialSource =>
-    async (host, repository) => {
+  const tolerant = (source: CredentialSource): CredentialSource => {
+    const asked = async (host: string, repository: string): Promise<Credential | undefined> => {
       try {
         return await source(host, repository);
       } catch (error) {
@@ -38,6 +37,8 @@ export function nodeCredentials(config: Pick<Config, 'registry'>, vault: OriginS
         return undefined;
       }
     };
+    return Object.assign(asked, { refused: (credential: Credential) => source.refused?.(credential) });
+  };
   const { dockerConfig } = config.registry;
   return firstCredential(
     tolerant(vault.ofPods),

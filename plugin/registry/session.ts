@@ -96,7 +96,10 @@ export class Session {
     if (head.status !== 401) return head;
     const renewed = await this.bounded(authenticator.answerChallenge(endpoint, call.access, head.headers, header), call.deadline, purpose);
     const second = await this.exchange(endpoint, call, url, this.headersOf(endpoint, call, renewed), endpoint.tls, choose, resolveAt);
-    if (second.status === 401) throw this.statusError(endpoint, call, second);
+    if (second.status === 401) {
+      authenticator.refused(endpoint, call.access, renewed);
+      throw this.statusError(endpoint, call, second);
+    }
     return second;
   }
 

@@ -172,7 +172,9 @@ export class CredentialBroker {
     const same = secrets.find((secret) => credentialFingerprint(secret.credential) === fingerprint);
     if (same !== undefined) return this.secretCandidate(subject, same, secrets);
     const prefix = formatRepository(subject.reference);
-    const entry: NewEntry = { id: `pull:${prefix}`, origin: 'pull', prefix, isExact: true, credential, expiresMs: null, renewal: null };
+    // Of each namespace its own: what one brings takes nothing from another's containers.
+    const id = `pull:${subject.pod?.namespace ?? ''}:${prefix}`;
+    const entry: NewEntry = { id, origin: 'pull', prefix, isExact: true, credential, expiresMs: null, renewal: null };
     return { credential, origin: 'pull', source: 'the pull itself', entry };
   }
 

@@ -1,6 +1,7 @@
 /** One stored credential: for which repositories, from where, until when. Holds secrets; never logged. */
 import { z } from 'zod';
 import type { Credential, CredentialSource } from '../credentials.ts';
+import type { Refusals } from './refusals.ts';
 
 /** Where a credential came from, in the order in which sources are asked. */
 export const ORIGINS = ['pull', 'secret', 'rule', 'admin'] as const;
@@ -42,13 +43,20 @@ function covers(entry: VaultEntry, name: string): boolean {
 }
 
 /**
- * The entry with the longest prefix, then one that is kept fresh rather than one that is not, then the newest; one that has expired only when
- * there is no other.
+ * The entry with the longest prefix, then one that is kept fresh rather than one that is not, then the newest; one that has expired, or that
+ * the registry refused, only when there is no other.
  */
-export function bestEntry(entries: Iterable<VaultEntry>, host: string, repository: string, nowMs: number): VaultEntry | undefined {
+export function bestEntry(
+  entries: Iterable<VaultEntry>,
+  host: string,
+  repository: string,
+  nowMs: number,
+  refusals?: Refusals,
+): VaultEntry | undefined {
   const name = `${host.toLowerCase()}/${repository}`;
   let best: VaultEntry | undefined;
   const rank = (entry: VaultEntry): readonly number[] => [
+    refusals?.has(entry.credential) === true ? 0 : 1,
     entry.expiresMs === null || entry.expiresMs > nowMs ? 1 : 0,
     entry.prefix.length,
     entry.renewal === null ? 0 : 1,

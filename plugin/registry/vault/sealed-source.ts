@@ -6,7 +6,9 @@ import { readFile, stat } from 'node:fs/promises';
 import { z } from 'zod';
 import { AppError, errnoOf } from '../../base/errors.ts';
 import { MIB } from '../../base/units.ts';
+import type { Credential, CredentialSource } from '../credentials.ts';
 import { ADMIN_ORIGINS, bestEntry, entrySchema, type Origin, type OriginSources, POD_ORIGINS, type VaultEntry } from './entry.ts';
+import { Refusals } from './refusals.ts';
 import { readKey, unseal } from './sealing.ts';
 
 /** Entries of one node; see vault.ts. */
@@ -77,11 +79,13 @@ export function sealedSources(paths: VaultPaths, nowMs: () => number = Date.now)
     }
     return loading;
   };
-  const of =
-    (origins: ReadonlySet<Origin>) =>
-    async (host: string, repository: string): Promise<VaultEntry['credential'] | undefined> => {
+  const refusals = new Refusals(nowMs);
+  const of = (origins: ReadonlySet<Origin>): CredentialSource => {
+    const source = async (host: string, repository: string): Promise<Credential | undefined> => {
       const entries = (await current()).filter((entry) => origins.has(entry.origin));
-      return bestEntry(entries, host, repository, nowMs())?.credential;
+      return bestEntry(entries, host, repository, nowMs(), refusals)?.credential;
     };
+    return Object.assign(source, { refused: (credential: Credential) => refusals.add(credential) });
+  };
   return { ofPods: of(POD_ORIGINS), ofAdmin: of(ADMIN_ORIGINS) };
 }

@@ -5,8 +5,9 @@
 import type { Clock } from '../../base/clock.ts';
 import { writeDurably } from '../../base/durable-file.ts';
 import { AppError, isAppError } from '../../base/errors.ts';
-import { type Credential, credentialFingerprint } from '../credentials.ts';
+import { type Credential, type CredentialSource, credentialFingerprint } from '../credentials.ts';
 import { ADMIN_ORIGINS, bestEntry, entrySchema, type Origin, type OriginSources, POD_ORIGINS, type VaultEntry } from './entry.ts';
+import { Refusals } from './refusals.ts';
 import { readVault, type VaultPaths, vaultText } from './sealed-source.ts';
 import { readOrMakeKey, seal } from './sealing.ts';
 
@@ -32,6 +33,7 @@ export class CredentialVault {
   private readonly clock: Clock;
   private readonly key: Uint8Array;
   private readonly entries: Map<string, VaultEntry>;
+  private readonly refusals: Refusals;
   private writing: Promise<void> | undefined;
   private isDirty = false;
 
@@ -40,6 +42,7 @@ export class CredentialVault {
     this.clock = clock;
     this.key = key;
     this.entries = new Map(entries.map((entry) => [entry.id, entry]));
+    this.refusals = new Refusals(() => clock.nowMs());
   }
 
   /**
@@ -111,15 +114,17 @@ export class CredentialVault {
   /** The best entry of some origins for a repository. */
   find(origins: ReadonlySet<Origin>, host: string, repository: string): VaultEntry | undefined {
     const entries = [...this.entries.values()].filter((entry) => origins.has(entry.origin));
-    return bestEntry(entries, host, repository, this.clock.nowMs());
+    return bestEntry(entries, host, repository, this.clock.nowMs(), this.refusals);
   }
 
   /** For registry clients of this process. */
   sources(): OriginSources {
-    return {
-      ofPods: async (host, repository) => this.find(POD_ORIGINS, host, repository)?.credential,
-      ofAdmin: async (host, repository) => this.find(ADMIN_ORIGINS, host, repository)?.credential,
+    const of = (origins: ReadonlySet<Origin>): CredentialSource => {
+      const source = async (host: string, repository: string): Promise<Credential | undefined> =>
+        this.find(origins, host, repository)?.credential;
+      return Object.assign(source, { refused: (credential: Credential) => this.refusals.add(credential) });
     };
+    return { ofPods: of(POD_ORIGINS), ofAdmin: of(ADMIN_ORIGINS) };
   }
 
   /** For one more: what was put by hand stays; of the rest, the longest unused goes. */

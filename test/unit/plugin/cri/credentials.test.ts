@@ -283,7 +283,8 @@ describe('Secrets', () => {
       entry: { prefix: 'r.example/team/app', isExact: true, renewal: { kind: 'secret', secrets: ['acr-credential-a'] } },
     });
     const [lone] = await broker().candidates(subject({ auth }), SIGNAL);
-    expect(lone).toMatchObject({ origin: 'pull', entry: { prefix: 'r.example/team/app', isExact: true, renewal: null } });
+    const id = 'pull:team:r.example/team/app';
+    expect(lone).toMatchObject({ origin: 'pull', entry: { id, prefix: 'r.example/team/app', isExact: true, renewal: null } });
   });
 });
 

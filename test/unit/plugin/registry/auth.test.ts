@@ -236,6 +236,34 @@ describe('Basic', () => {
   });
 });
 
+describe.each(['bearer', 'basic'] as const)('credentials that the registry refuses (%s)', (kind) => {
+  const wrong = { username: 'puller', password: 'revoked' };
+
+  test('are told to their source, which may have others', async () => {
+    let current: Credential = wrong;
+    const refused: Credential[] = [];
+    const told = (credential: Credential): void => {
+      refused.push(credential);
+      current = USER;
+    };
+    const { read } = await start({ auth: { kind, ...USER } }, { credentials: Object.assign(async () => current, { refused: told }) });
+    expect((await failureOf(read())).code).toBe('Unauthenticated');
+    expect(refused).toEqual([wrong]);
+    await read();
+    expect(refused).toEqual([wrong]);
+  });
+});
+
+test('new credentials that are refused do not take a token away that works', async () => {
+  let current: Credential = USER;
+  let nowMs = 0;
+  const clock = { nowMs: () => Date.now(), monotonicMs: () => nowMs, sleep: async () => {} };
+  const { read } = await start({ auth: { kind: 'bearer', ...USER, lifetimeS: 1000 } }, { clock, credentials: async () => current });
+  await read();
+  current = { username: 'puller', password: 'of another pod, revoked' };
+  for (nowMs = 2_000; nowMs < 12_000; nowMs += 2_000) await read();
+});
+
 describe('secrets stay with their origin', () => {
   test('a redirect to another origin carries no authorization and no host headers', async () => {
     const { registry, read } = await start({ auth: { kind: 'bearer', ...USER }, redirectBlobs: true });

@@ -109,6 +109,25 @@ test('what is put is sealed on disk, outlives the process, and reaches a reader 
   }
 });
 
+test('what a registry refused comes last, for readers of the file and of the vault, until it is replaced', async () => {
+  const vault = await CredentialVault.open(paths(), clock, noLoss);
+  const repository = { prefix: 'r.example/team/app', isExact: true };
+  await vault.put(entry('good', 'r.example/team/app', repository));
+  nowMs += 1;
+  const revoked = entry('newer', 'r.example/team/app', repository);
+  await vault.put(revoked);
+  for (const { ofPods } of [sealedSources(paths(), clock.nowMs), vault.sources()]) {
+    const userOf = async () => ((await ofPods('r.example', 'team/app')) as { username: string }).username;
+    expect(await userOf()).toBe('newer');
+    ofPods.refused?.(revoked.credential);
+    expect(await userOf()).toBe('good');
+    ofPods.refused?.(entry('good', '').credential);
+    expect(await userOf()).toBe('newer');
+    nowMs += 11 * 60_000;
+    expect(await userOf()).toBe('newer');
+  }
+});
+
 test('puts at once share writes, and each is on disk when its put resolves', async () => {
   const vault = await CredentialVault.open(paths(), clock, noLoss);
   await Promise.all(
