@@ -3,7 +3,7 @@
  * down before the next, so that an attempt after a kill goes on where this one ended. Ours.
  */
 import { isDeepStrictEqual } from 'node:util';
-import { AppError } from '../base/errors.ts';
+import { AppError, describeError, isAppError } from '../base/errors.ts';
 import { formatBytes, GIB } from '../base/units.ts';
 import type { Admission } from './admission.ts';
 import { sizeOfImages } from './byte-ledger.ts';
@@ -62,12 +62,26 @@ export class Build {
       await this.makeRoom();
       const images = pinnedOf(targetOf(this.record));
       if (this.record.settings.flash && this.record.status === 'Creating' && this.record.servedUs === null) {
-        await this.prepareAll(images, 'usable');
-        if (this.isDoneWith(images)) this.serveUnfinished();
+        if (await this.isUsableSoon(images)) this.serveUnfinished();
       }
       await this.prepareAll(images, 'whole');
       if (this.isDoneWith(images)) this.finish();
     } while (hasWork(this.record));
+  }
+
+  /** An early start is no promise: an image that cannot be started before it is here (whole layers are checked first) is brought all the same. */
+  private async isUsableSoon(images: readonly ResolvedImage[]): Promise<boolean> {
+    try {
+      await this.prepareAll(images, 'usable');
+      return this.isDoneWith(images);
+    } catch (error) {
+      this.signal.throwIfAborted();
+      const isOfStart =
+        isAppError(error, 'Unavailable', 'DeadlineExceeded', 'ResourceExhausted') && error.details.neededBytes === undefined;
+      if (!isOfStart) throw error;
+      this.note('Warning', 'NotUsableSoon', `pods must wait until the cache is whole: ${describeError(error)}`);
+      return false;
+    }
   }
 
   private get record(): CacheRecord {

@@ -179,6 +179,17 @@ test('a flash cache is used before it is whole; progress stays that of the whole
   expect(caches.service.get(imageCacheId).snapshotId).toMatch(/^s-/);
 });
 
+test('a flash cache that cannot be used before it is whole becomes whole all the same', async () => {
+  await using caches = host();
+  caches.node.fail('prepare', new AppError('Unavailable', { op: 'view', subject: WEB.reference, what: 'not there within 30 s' }));
+  const { imageCacheId } = await caches.service.create({ imageCacheName: 'web', images: [WEB.reference], flash: true });
+  await caches.settle();
+  expect(caches.service.get(imageCacheId)).toMatchObject({ status: 'Ready', progress: 100, flashProgress: 100 });
+  expect(reasonsOf(caches.service, imageCacheId)).toContain('NotUsableSoon');
+  expect(reasonsOf(caches.service, imageCacheId)).not.toContain('FlashReady');
+  expect(reasonsOf(caches.service, imageCacheId)).not.toContain('Retrying');
+});
+
 test('a kill in every state loses nothing: the work goes on, and each blob is fetched once', async () => {
   await using caches = host();
   caches.node.hold();
