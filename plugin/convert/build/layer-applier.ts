@@ -45,6 +45,9 @@ const TYPE_MODE = {
 /** Attributes that overlayfs would act upon if it saw them in a lower directory. */
 const isOverlayXattr = (name: string): boolean => name.startsWith('trusted.overlay.') || name.startsWith('user.overlay.');
 
+/** 2^32-1 is nobody: chown(2) takes it for "as it is", which is root's where things are unpacked; what it owns could not even be removed. */
+const ownerOf = (id: number): number => (id === 0xffff_ffff ? 0 : id);
+
 /**
  * Only files and directories have attributes of users. On anything else the kernel lists them and then says that they are not there, at
  * which overlayfs gives up: the object could neither be changed nor moved.
@@ -226,7 +229,8 @@ export class LayerApplier implements TarHandler {
   }
 
   private attributesOf(entry: TarEntry, mayHaveUser = true): Attributes {
-    const { mode, uid, gid, mtimeSeconds, mtimeNanoseconds } = entry;
+    const { mode, mtimeSeconds, mtimeNanoseconds } = entry;
+    const [uid, gid] = [ownerOf(entry.uid), ownerOf(entry.gid)];
     return { mode, uid, gid, mtimeSeconds, mtimeNanoseconds, xattrs: this.internXattrs(entry, mayHaveUser) };
   }
 

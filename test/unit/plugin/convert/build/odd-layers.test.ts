@@ -47,6 +47,18 @@ describe('odd fixtures', () => {
     expect(listed.get('/q/mtime-1960')!.mtime).toBeLessThan(0);
   });
 
+  it('gives to root what belongs to the owner that is none', () => {
+    const owner = (id: string) => [['uid', id] as const, ['gid', id] as const];
+    const listed = list(
+      rawTar([
+        { name: 'none', pax: owner('4294967295') },
+        { name: 'last', pax: owner('4294967294') },
+      ]),
+    );
+    expect(listed.get('/none')).toMatchObject({ uid: 0, gid: 0 });
+    expect(listed.get('/last')).toMatchObject({ uid: 4_294_967_294, gid: 4_294_967_294 });
+  });
+
   it('keeps targets of symbolic links as they are written, which the reference cleans', () => {
     const listed = list(odd('symlink-target-cleaned'));
     const targets = ['dots', 'empty-components', 'root-dotdot', 'up'].map((name) => listed.get(`/sl/${name}`)!.value);
