@@ -49,9 +49,11 @@ export function renderCacheEvents(events: readonly Event[]): string {
   return table(['LAST', 'TYPE', 'REASON', 'COUNT', 'MESSAGE'], events.map(eventRow));
 }
 
-/** What is new of a cache, a line each. */
+/** What is new of a cache, a line each; the last one says what state that led to. */
 export function renderChange(cache: CacheView, fresh: readonly Event[]): string {
-  return fresh.map((event) => `${printable(`${event.lastTimestamp}  ${stateOf(cache)}  ${event.reason}: ${event.message}`)}\n`).join('');
+  const state = (index: number): string => (index === fresh.length - 1 ? `${stateOf(cache)}  ` : '');
+  const lines = fresh.map(({ lastTimestamp, reason, message }, index) => `${lastTimestamp}  ${state(index)}${reason}: ${message}`);
+  return lines.map((line) => `${printable(line)}\n`).join('');
 }
 
 export function renderExplanation({ outcome, imageCacheId, reason, ephemeralStorage, candidates }: ExplanationView): string {

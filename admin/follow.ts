@@ -51,6 +51,9 @@ export async function untilInterrupted<T>(goesOn: string, work: () => Promise<T>
   }
 }
 
+/** Of a terminal that does not say how wide it is. */
+const COLUMNS = 100;
+
 /** A line on a terminal that is written over; where standard error is no terminal, or programs read, there is none. */
 export class ProgressLine {
   readonly isThere: boolean;
@@ -60,7 +63,7 @@ export class ProgressLine {
   }
 
   show(text: string): void {
-    if (this.isThere) process.stderr.write(`\r\x1b[K${text.slice(0, (process.stderr.columns ?? 100) - 1)}`);
+    if (this.isThere) process.stderr.write(`\r\x1b[K${text.slice(0, (process.stderr.columns || COLUMNS) - 1)}`);
   }
 
   /** Takes the line away, for others to be written in its place. */

@@ -11,6 +11,7 @@ import { isReading, mayDo, SOCKET_CALLER, scopeOf } from './auth/scopes.ts';
 import type { AdminApp, AdminContext } from './context.ts';
 import { RequestRefusal } from './errors.ts';
 import { CHANGES_PER_SECOND, MAX_REQUEST_BYTES, READS_PER_SECOND } from './limits.ts';
+import { documentedPath } from './path-names.ts';
 
 export interface RateLimits {
   readsPerSecond: number;
@@ -90,7 +91,7 @@ export function addGuards(app: AdminApp, audit: Audit, rates: RateLimits = DEFAU
     const { method, path } = c.req;
     const { status } = c.res;
     const action = c.get('changeAction');
-    const entry = { caller: caller.name, action: action ?? method, path, status, requestId };
+    const entry = { caller: caller.name, action: action ?? method, path: documentedPath(method, path), status, requestId };
     const isRefused = c.get('isRefused') === true || (c.error instanceof AppError && c.error.code === 'PermissionDenied');
     if (isRefused) await audit.refused(entry);
     else if (action !== undefined || !isReading(method, path)) audit.change(entry);

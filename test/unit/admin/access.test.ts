@@ -51,6 +51,7 @@ describe('scopes', () => {
     expect(audited.at(-1)).toMatch(/^api-change \/v1\/image-caches POST by token [0-9a-f]{12} \(cache\): 201 /);
     expect((await ask(tokenFor('cache'), 'POST', '/v1/convert', { reference: 'registry.example/a:1' })).status).toBe(403);
     expect((await ask(tokenFor('convert'), 'POST', '/v1/convert', { reference: 'registry.example/a:1' })).status).toBe(202);
+    expect(audited.at(-1)).toMatch(/^api-change \/v1\/conversions POST by token [0-9a-f]{12} \(convert\): 202 /);
     expect((await ask(tokenFor('cache', 'convert'), 'GET', '/v1/tokens')).status).toBe(403);
     expect((await ask(tokenFor('admin'), 'GET', '/v1/tokens')).status).toBe(200);
     expect((await ask(tokenFor('cache'), 'PUT', '/v1/registries/r.example', { userName: 'u', password: 'p' })).status).toBe(403);
