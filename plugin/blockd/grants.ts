@@ -4,11 +4,12 @@
  */
 import { z } from 'zod';
 import type { Config } from '../base/config/config.ts';
-import { AppError, describeError, isAppError } from '../base/errors.ts';
+import { AppError, describeError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import { RegistryClient } from '../registry/client.ts';
 import { firstCredential } from '../registry/credentials.ts';
+import { isRefusal } from '../registry/http-errors.ts';
 import { nodeCredentials, vaultPathsOf } from '../registry/node-credentials.ts';
 import { formatRepository } from '../registry/reference.ts';
 import { sealedSources } from '../registry/vault/sealed-source.ts';
@@ -89,7 +90,7 @@ export class Grants {
       try {
         return await grant.fetchRange(source, ...rest);
       } catch (error) {
-        if (!isAppError(error, 'Unauthenticated', 'PermissionDenied')) throw error;
+        if (!isRefusal(error)) throw error;
         this.parts.log.debug({ digest: source.digest, reason: describeError(error) }, 'a grant is refused; another may do');
       }
     }

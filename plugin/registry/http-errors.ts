@@ -2,7 +2,7 @@
  * From what went wrong on the wire to the product's error codes. Messages and causes carry no header, no query and no body text of the
  * peer: signed URLs and tokens travel there.
  */
-import { AppError, type AppErrorOptions, type ErrorCode } from '../base/errors.ts';
+import { AppError, type AppErrorOptions, type ErrorCode, isAppError } from '../base/errors.ts';
 import { DEFAULT_RETRY_AFTER_MS, MAX_RETRY_AFTER_MS } from './limits.ts';
 
 /** What a request was about, for messages: `fetch range`, `registry.example/app sha256:…`, at `https://mirror.example`. */
@@ -71,6 +71,11 @@ export function statusError(purpose: Purpose, status: number, headers: Headers, 
     if (askedMs !== undefined) options.details = { ...options.details, isRetryAfterAsked: true };
   }
   return new AppError(code, options);
+}
+
+/** True when the registry refused the credentials, also where a mirror that is away made the most telling failure of the request. */
+export function isRefusal(error: unknown): boolean {
+  return isAppError(error, 'Unauthenticated', 'PermissionDenied') || (isAppError(error) && error.details.registryRefused === true);
 }
 
 /** The wait that the peer itself asked for, in milliseconds; 0 when it asked for none, whatever wait the client proposes. */

@@ -10,6 +10,7 @@ import type { Clock } from '../../base/clock.ts';
 import { describeError, isAppError } from '../../base/errors.ts';
 import { unlessAborted } from '../../base/unless-aborted.ts';
 import { type Credential, credentialFingerprint } from '../../registry/credentials.ts';
+import { isRefusal } from '../../registry/http-errors.ts';
 import { formatRepository, type Reference, referenceObject } from '../../registry/reference.ts';
 
 /** Consents that are remembered: some images for each of a thousand pods. */
@@ -106,12 +107,10 @@ export class RightsChecker {
       return { verdict: 'granted', reason: 'the registry consents', digest, isSilent: false };
     } catch (error) {
       if (!isAppError(error) && !timeout.aborted) throw error;
-      // A mirror that is away beside it takes nothing from the registry's own word.
-      const isRefusal =
-        isAppError(error, 'Unauthenticated', 'PermissionDenied') || (isAppError(error) && error.details.registryRefused === true);
+      const isRefused = isRefusal(error);
       // That there is no such image, or that there are too many questions, is an answer.
       const isAnswer = isAppError(error, 'NotFound') || (isAppError(error) && error.details.status === 429);
-      return { verdict: isRefusal ? 'refused' : 'unknown', reason: describeError(error), isSilent: !isRefusal && !isAnswer };
+      return { verdict: isRefused ? 'refused' : 'unknown', reason: describeError(error), isSilent: !isRefused && !isAnswer };
     }
   }
 }

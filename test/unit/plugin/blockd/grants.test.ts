@@ -84,6 +84,13 @@ test('a refused grant of another cache stands in the way of none', async () => {
   expect(await read(source())).toHaveLength(1000);
 });
 
+test('a refused grant is passed by also when a mirror beside the registry is away', async () => {
+  const hosts = `server = "${registry.origin}"\n[host."http://127.0.0.1:1"]\n  capabilities = ["pull", "resolve"]\n`;
+  await scratch.file(`${registry.host}/hosts.toml`, hosts);
+  grants.set('access-wrong', grant({ credentials: [{ host: registry.host, username: 'puller', password: 'battery staple' }] }));
+  expect((await failureOf(read(source()))).message).toContain('without a grant');
+});
+
 test('a grant ends after a minute unless it is renewed', async () => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   grants.set('access-1', grant());
