@@ -49,10 +49,15 @@ const isOverlayXattr = (name: string): boolean => name.startsWith('trusted.overl
 const ownerOf = (id: number): number => (id === 0xffff_ffff ? 0 : id);
 
 /**
- * Only files and directories have attributes of users. On anything else the kernel lists them and then says that they are not there, at
- * which overlayfs gives up: the object could neither be changed nor moved.
+ * Attributes that objects of a type cannot have. The kernel lists them all the same and then says that they are not there, or refuses to set
+ * them, at which overlayfs gives up copying the object up: it could neither be changed nor moved.
  */
-const mayHaveUserXattrs = (mode: number): boolean => (mode & S_IFMT) === MODE_TYPE.file || (mode & S_IFMT) === MODE_TYPE.directory;
+function isMisplaced(name: string, mode: number): boolean {
+  const type = mode & S_IFMT;
+  if (name.startsWith('user.')) return type !== MODE_TYPE.file && type !== MODE_TYPE.directory;
+  if (name === 'system.posix_acl_access') return type === MODE_TYPE.symlink;
+  return name === 'system.posix_acl_default' && type !== MODE_TYPE.directory;
+}
 
 export class LayerApplier implements TarHandler {
   private readonly tree: FileTree;
@@ -144,7 +149,7 @@ export class LayerApplier implements TarHandler {
       if (tree.inodes.links[ino] === 0) throw tarError(entry.headerOffset, entry.name, `${describe}, which it replaces`, 'NotFound');
       tree.addLink(parent, name, ino);
     }
-    const attributes = this.attributesOf(entry, mayHaveUserXattrs(tree.inodes.mode[ino]!));
+    const attributes = this.attributesOf(entry, tree.inodes.mode[ino]!);
     if (tree.inodes.isSymlink(ino)) attributes.mode = 0o777;
     // A link's header need not repeat the attributes of the file; those it has are added.
     attributes.xattrs = this.mergedXattrs(tree.inodes.xattrs[ino]!, attributes.xattrs, entry);
@@ -156,7 +161,7 @@ export class LayerApplier implements TarHandler {
     const { inodes } = tree;
     tree.remove(parent, name);
     const type = TYPE_MODE[entry.type as keyof typeof TYPE_MODE];
-    const attributes = this.attributesOf(entry, mayHaveUserXattrs(type));
+    const attributes = this.attributesOf(entry, type);
     if (entry.type === 'symlink') attributes.mode = 0o777;
     const ino = tree.create(parent, name, type, attributes);
     if (entry.type === 'char' || entry.type === 'block') inodes.link[ino] = encodeDevice(entry.devMajor, entry.devMinor);
@@ -228,17 +233,17 @@ export class LayerApplier implements TarHandler {
     return directory;
   }
 
-  private attributesOf(entry: TarEntry, mayHaveUser = true): Attributes {
+  private attributesOf(entry: TarEntry, type: number = MODE_TYPE.directory): Attributes {
     const { mode, mtimeSeconds, mtimeNanoseconds } = entry;
     const [uid, gid] = [ownerOf(entry.uid), ownerOf(entry.gid)];
-    return { mode, uid, gid, mtimeSeconds, mtimeNanoseconds, xattrs: this.internXattrs(entry, mayHaveUser) };
+    return { mode, uid, gid, mtimeSeconds, mtimeNanoseconds, xattrs: this.internXattrs(entry, type) };
   }
 
-  private internXattrs(entry: TarEntry, mayHaveUser: boolean): number {
+  private internXattrs(entry: TarEntry, type: number): number {
     if (entry.xattrs === undefined) return 0;
     const kept = new Map<string, Uint8Array>();
     for (const [name, value] of entry.xattrs) {
-      if (!isStorableXattr(name) || isOverlayXattr(name) || (!mayHaveUser && name.startsWith('user.'))) {
+      if (!isStorableXattr(name) || isOverlayXattr(name) || isMisplaced(name, type)) {
         const label = printableBytes(name.slice(0, 100));
         if (this.skippedXattrs.size < 100 || this.skippedXattrs.has(label))
           this.skippedXattrs.set(label, (this.skippedXattrs.get(label) ?? 0) + 1);

@@ -20,7 +20,7 @@ const xattrs = fc.oneof(
   {
     weight: 3,
     arbitrary: fc.dictionary(
-      fc.constantFrom('user.a', 'user.bb', 'trusted.c', 'security.capability', 'system.posix_acl_access'),
+      fc.constantFrom('user.a', 'user.bb', 'trusted.c', 'security.capability', 'system.posix_acl_access', 'system.posix_acl_default'),
       fc.oneof(fc.constantFrom('', 'v', '\0\x01', 'x'.repeat(900), 'y'.repeat(3500), 'z'.repeat(20_000))),
       { maxKeys: 3 },
     ),

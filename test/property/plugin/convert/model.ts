@@ -200,11 +200,14 @@ export class ModelTree {
   }
 }
 
-/** Attributes of users have a place on files and directories alone. */
-function attributesOf(entry: ModelEntry, type: ModelNode['type'] = 'file'): ModelNode['attributes'] {
+/** Attributes of users have a place on files and directories alone, access lists on all but links, default ones on directories. */
+function attributesOf(entry: ModelEntry, type: ModelNode['type'] = 'directory'): ModelNode['attributes'] {
   const { mode, uid, gid, mtime, nanoseconds } = entry;
-  const isPlain = type === 'file' || type === 'directory';
-  const xattrs = Object.fromEntries(Object.entries(entry.xattrs).filter(([name]) => isPlain || !name.startsWith('user.')));
+  const hasPlace = (name: string): boolean => {
+    if (name.startsWith('user.')) return type === 'file' || type === 'directory';
+    return name === 'system.posix_acl_access' ? type !== 'symlink' : name !== 'system.posix_acl_default' || type === 'directory';
+  };
+  const xattrs = Object.fromEntries(Object.entries(entry.xattrs).filter(([name]) => hasPlace(name)));
   return { mode, uid, gid, mtime, nanoseconds, xattrs };
 }
 

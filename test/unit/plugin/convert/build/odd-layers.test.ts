@@ -90,6 +90,20 @@ describe('odd fixtures', () => {
     expect(['/file', '/dir', '/fifo', '/dev', '/link'].map((path) => listed.get(path)!.xattrs)).toEqual([all, all, some, some, some]);
   });
 
+  it('leaves out access lists where they have no place', () => {
+    const [access, standard] = ['system.posix_acl_access', 'system.posix_acl_default'];
+    const pax = [access, standard].map((name) => [`SCHILY.xattr.${name}`, '1'] as const);
+    const listed = list(
+      rawTar([
+        { name: 'f', pax },
+        { name: 'd/', type: '5', pax },
+        { name: 'l', type: '2', linkName: 'f', pax },
+      ]),
+    );
+    const names = (path: string) => Object.keys(listed.get(path)!.xattrs).sort();
+    expect([names('/f'), names('/d'), names('/l')]).toEqual([[access], [access, standard], []]);
+  });
+
   it('stores GNU sparse files, at which the reference stops', () => {
     expect([...list(odd('gnu-sparse-type-S')).values()].filter(({ type }) => type === 'file')).toHaveLength(1);
   });
