@@ -23,6 +23,9 @@ export interface Metrics {
   render(signal: AbortSignal): Promise<string>;
 }
 
+/** Totals are read from the parts and not counted here, which the library's counters cannot express: they are set as gauges and named as they are. */
+const asCounters = (text: string): string => text.replace(/^# TYPE (\S+_total) gauge$/gm, '# TYPE $1 counter');
+
 export function createMetrics(services: AdminServices, caches: CacheService, convert: ConvertService): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: 'overlaybd_sidecar_' });
@@ -104,7 +107,7 @@ export function createMetrics(services: AdminServices, caches: CacheService, con
       const parts = { snapshots: readStatus, store: readStore, devices: readDevices, traffic: readTraffic, caches: readCaches };
       const results = await Promise.allSettled(Object.values(parts).map((read) => read(signal)));
       for (const [index, part] of Object.keys(parts).entries()) up.set({ part }, results[index]?.status === 'fulfilled' ? 1 : 0);
-      return registry.metrics();
+      return asCounters(await registry.metrics());
     },
   };
 }

@@ -141,6 +141,9 @@ describe('admin API', () => {
     expect(text).toContain(`overlaybd_device_present_bytes{device="${DEVICE.id}",image=`);
     expect(text).toContain('overlaybd_fetched_bytes_total{for="demand"} 65536');
     expect(text).toContain('overlaybd_up{part="store"} 0');
+    const types = new Map([...text.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, name, type]) => [name, type]));
+    expect(types.get('overlaybd_reads_total')).toBe('counter');
+    expect([...types].filter(([name, type]) => name!.endsWith('_total') !== (type === 'counter'))).toEqual([]);
     expect(text).toContain('overlaybd_up{part="devices"} 1');
     expect(text).toContain('overlaybd_sidecar_process_resident_memory_bytes');
   });
