@@ -7,7 +7,7 @@ import type { Logger } from '../../plugin/base/log.ts';
 import type { CacheService } from '../../plugin/cache/service.ts';
 import type { Scope } from '../auth/scopes.ts';
 import type { AdminContext } from '../context.ts';
-import { knownError } from '../errors.ts';
+import { knownError, RequestRefusal } from '../errors.ts';
 import { demandScope } from '../request-guard.ts';
 import { actionFailure } from './failure.ts';
 import { Params } from './params.ts';
@@ -84,6 +84,15 @@ async function paramsOf(c: AdminContext): Promise<Params> {
   return c.req.method === 'POST' ? new Params(query, new URLSearchParams(await c.req.text())) : new Params(query);
 }
 
+/** The guards took it for a look, since they do not know actions. */
+async function beforeChange(c: AdminContext, name: string): Promise<void> {
+  if (c.req.method === 'HEAD') {
+    const what = 'changes something, and HEAD must not; use GET or POST';
+    throw new RequestRefusal(405, 'Unimplemented', { op: 'run', subject: `action ${name}`, what });
+  }
+  await c.get('takeChangeTurn')();
+}
+
 /** Answers one request that names an action. */
 export function createActions(caches: CacheService, log: Logger): (c: AdminContext) => Promise<Response> {
   const actions = actionsOf(caches);
@@ -99,8 +108,7 @@ export function createActions(caches: CacheService, log: Logger): (c: AdminConte
       }
       if (action.scope !== 'read') c.set('changeAction', params.action);
       demandScope(c, action.scope);
-      // The guards took it for a look, since they do not know actions.
-      if (action.scope !== 'read') await c.get('takeChangeTurn')();
+      if (action.scope !== 'read') await beforeChange(c, params.action);
       return c.json({ RequestId, ...(await action.run(params)) }, 200);
     } catch (thrown) {
       const error = knownError(thrown);

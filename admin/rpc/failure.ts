@@ -18,6 +18,7 @@ const OWN_REASONS: ReadonlySet<unknown> = new Set([...CACHE_ERROR_REASONS, 'Miss
 /** Names in the vendor's manner for what its API has no name of its own for. */
 const CODES: Readonly<Record<number, string>> = {
   401: 'InvalidSecurityToken',
+  405: 'UnsupportedHTTPMethod',
   413: 'RequestEntityTooLarge',
   415: 'UnsupportedMediaType',
   429: 'Throttling',

@@ -176,6 +176,13 @@ test('R133: duplicates, quota, state, no change, and a token that is used for so
   expect(caches.get(ImageCacheId).version).toBe(1);
 });
 
+test('HEAD changes nothing', async () => {
+  const { app, caches } = serve();
+  expect((await app.request(`/?${new URLSearchParams(CREATE)}`, { method: 'HEAD' })).status).toBe(405);
+  expect((await app.request('/?Action=ListUsage', { method: 'HEAD' })).status).toBe(200);
+  expect(caches.usage().usedImageCacheCount).toBe(0);
+});
+
 test('a parameter that comes twice is refused, also once in the query and once in the form; other content types are 415', async () => {
   const { app } = serve();
   expect((await app.request('/?Action=ListUsage&Action=ListUsage')).status).toBe(400);
