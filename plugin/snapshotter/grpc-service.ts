@@ -3,8 +3,10 @@ import { once } from 'node:events';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { EmptySchema, type Timestamp, timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { ServerUnaryCall, ServerWritableStream, sendUnaryData, UntypedServiceImplementation } from '@grpc/grpc-js';
+import { systemClock } from '../base/clock.ts';
 import { AppError, describeError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import { LogRepeater } from '../base/log-repeater.ts';
 import type * as pb from './gen/containerd/services/snapshots/v1/snapshots_pb.ts';
 import {
   type InfoSchema,
@@ -52,9 +54,12 @@ type Unary<Request, Response> = (request: Request, signal: AbortSignal) => Respo
 
 /** Handlers for grpc-js. Failures become statuses; those that are not part of the contract are logged in full. */
 export function snapshotsService(snapshotter: Snapshotter, logger: Logger): UntypedServiceImplementation {
+  // containerd asks for the usage of every snapshot six times a minute, also of one that cannot be measured.
+  const repeater = new LogRepeater(logger, systemClock);
   const report = (method: string, error: unknown): void => {
-    if (!(error instanceof AppError)) logger.error({ err: error, method }, 'call failed unexpectedly');
-    else if (error.code === 'Internal' || error.code === 'DataLoss') logger.error({ method, reason: describeError(error) }, 'call failed');
+    if (!(error instanceof AppError)) repeater.write('error', { err: error }, `${method} failed unexpectedly`);
+    else if (error.code === 'Internal' || error.code === 'DataLoss')
+      repeater.write('error', { reason: describeError(error) }, `${method} failed`);
     else logger.debug({ method, code: error.code, reason: describeError(error) }, 'call refused');
   };
   const unary = <Request, Response>(method: string, handle: Unary<Request, Response>) => {

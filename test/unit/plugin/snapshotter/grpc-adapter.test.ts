@@ -1,8 +1,11 @@
 /** Errors reach containerd with the code and the ending that its errdefs package reads. */
 import { expect, test } from 'vitest';
 import { AppError, type ErrorCode } from '../../../../plugin/base/errors.ts';
+import { type Logger, silentLogger } from '../../../../plugin/base/log.ts';
 import { Snapshots } from '../../../../plugin/snapshotter/gen/containerd/services/snapshots/v1/snapshots_pb.ts';
 import { serviceDefinitionOf, statusOf } from '../../../../plugin/snapshotter/grpc-adapter.ts';
+import { snapshotsService } from '../../../../plugin/snapshotter/grpc-service.ts';
+import type { Snapshotter } from '../../../../plugin/snapshotter/snapshotter.ts';
 
 test.each<[ErrorCode, number, string]>([
   ['NotFound', 5, ': not found'],
@@ -28,4 +31,24 @@ test('all ten calls are served under the names that containerd dials', () => {
     path.replace('/containerd.services.snapshots.v1.Snapshots/', ''),
   );
   expect(paths.sort()).toEqual(['Cleanup', 'Commit', 'List', 'Mounts', 'Prepare', 'Remove', 'Stat', 'Update', 'Usage', 'View']);
+});
+
+test('a call that fails again and again is one line a minute, each method by itself', async () => {
+  const lines: string[] = [];
+  const logger = Object.create(silentLogger, { error: { value: (_facts: object, message: string) => lines.push(message) } }) as Logger;
+  const fail = async (): Promise<never> => {
+    throw new AppError('Internal', { op: 'measure', subject: 'a', what: 'broken' });
+  };
+  const service = snapshotsService({ usageOf: fail, mounts: fail } as unknown as Snapshotter, logger);
+  const answers: unknown[] = [];
+  const call = { request: { key: 'a' }, cancelled: false, on: () => undefined };
+  for (let i = 0; i < 50; i += 1) {
+    for (const method of ['usage', 'mounts'] as const) {
+      await (service[method] as (call: unknown, callback: (status: unknown) => void) => Promise<void>)(call, (status) =>
+        answers.push(status),
+      );
+    }
+  }
+  expect(answers).toHaveLength(100);
+  expect(lines).toEqual(['Usage failed', 'Mounts failed']);
 });
