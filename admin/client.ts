@@ -3,6 +3,7 @@ import http from 'node:http';
 import { AppError, errnoOf } from '../plugin/base/errors.ts';
 import { MIB } from '../plugin/base/units.ts';
 import { errorSchema } from './errors.ts';
+import { HEARTBEAT_MS } from './limits.ts';
 
 /** The largest page of a list is about 1 MiB; metrics of 1000 devices about the same. */
 const MAX_ANSWER_BYTES = 64 * MIB;
@@ -76,16 +77,26 @@ export function callAdmin(request: AdminRequest): Promise<{ status: number; text
   });
 }
 
+/** Of a stream of events: two heartbeats did not come. */
+const MAX_SILENCE_MS = 2.5 * HEARTBEAT_MS;
+
 /** The longest event: a job is 2 KiB. */
 const MAX_EVENT_BYTES = 1 * MIB;
 
 /**
  * The data of server-sent events of one path, as they come, until the service ends the stream. Throws as {@link callAdmin}; a stream that
- * breaks is Unavailable.
+ * breaks, or is silent for `silenceMs`, is Unavailable.
  */
-export async function* watchAdmin(socketPath: string, path: string): AsyncGenerator<string> {
+export async function* watchAdmin(socketPath: string, path: string, silenceMs = MAX_SILENCE_MS): AsyncGenerator<string> {
   const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
-    const call = http.request({ socketPath, method: 'GET', path, headers: { host: 'localhost', accept: 'text/event-stream' } }, resolve);
+    const headers = { host: 'localhost', accept: 'text/event-stream' };
+    const call = http.request({ socketPath, method: 'GET', path, headers, timeout: silenceMs }, (begun) => {
+      call.off('timeout', giveUp).on('timeout', () => begun.destroy(silence));
+      resolve(begun);
+    });
+    const silence = new Error(`nothing came for ${silenceMs / 1000} s`);
+    const giveUp = (): void => void call.destroy(silence);
+    call.on('timeout', giveUp);
     call.on('error', (error) => reject(unreachable(socketPath, error)));
     call.end();
   });

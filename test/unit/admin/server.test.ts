@@ -1,11 +1,11 @@
 import { once } from 'node:events';
 import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { connect, type Socket } from 'node:net';
+import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { readTokenFile, TokenFile } from '../../../admin/auth/token-file.ts';
-import { callAdmin, isUnreachable } from '../../../admin/client.ts';
+import { callAdmin, isUnreachable, watchAdmin } from '../../../admin/client.ts';
 import { PAGE_WATCHERS_MAX } from '../../../admin/limits.ts';
 import { type AdminPatience, type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { silentLogger } from '../../../plugin/base/log.ts';
@@ -87,6 +87,30 @@ describe('admin server', () => {
     expect(String(failure)).toContain('the service is not running');
     await start({ socketPath });
     expect((await health(socketPath)).status).toBe(200);
+  });
+
+  it('is not waited for without end by who follows its events', async () => {
+    const socketPath = join(directory, 'silent.sock');
+    const begins = 'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nevent: cache\ndata: {}\n\n';
+    for (const [first, expected] of [
+      ['', []],
+      [begins, ['{}']],
+    ] as const) {
+      const silent = createServer((socket) =>
+        socket
+          .on('error', () => socket.destroy())
+          .resume()
+          .write(first),
+      ).listen(socketPath);
+      await once(silent, 'listening');
+      const events: string[] = [];
+      const watching = (async () => {
+        for await (const data of watchAdmin(socketPath, '/v1/overview:watch', 500)) events.push(data);
+      })();
+      await expect(watching).rejects.toThrow(/nothing came for 0.5 s/);
+      expect(events).toEqual(expected);
+      await new Promise((closed) => silent.close(closed));
+    }
   });
 
   it('serves TCP only with the bearer token', async () => {
