@@ -380,9 +380,9 @@ test('with the last cache everything goes: leases, pins, records, unpacked layer
 
 test('a container of a flash cache starts without its registry before the cache is whole, and reads right while it becomes so', async () => {
   await using other = await LazyHost.start({ containerd: { line: '2' } });
-  // Slow enough that the cache is not whole for long.
-  await using link = await slowLink(other, 3_000_000);
-  const payload = filledBytes(16_000_000, 7);
+  // Slow enough that the cache is not whole for a quarter of a minute.
+  await using link = await slowLink(other, 1_500_000);
+  const payload = filledBytes(24_000_000, 7);
   const above = [
     await layerOfEntries([
       { name: 'etc/kind', content: 'flash\n' },
@@ -405,7 +405,7 @@ test('a container of a flash cache starts without its registry before the cache 
   expect(await progress()).toBeLessThan(100);
 
   await other.registry.startAgain();
-  link.setLink({ rateBytesPerS: 12_000_000 });
+  link.setLink({ rateBytesPerS: 24_000_000 });
   const command = ['/bin/sh', '-c', 'trap "exit 0" TERM; sleep 1000000 & wait'];
   const container = await its.startContainer(pod, image.reference, { name: 'reader', command });
   const files = [{ path: 'payload', size: payload.length, sha256: createHash('sha256').update(payload).digest('hex') }];
