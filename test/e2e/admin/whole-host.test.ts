@@ -294,7 +294,7 @@ test('obdctl makes a cache and waits until it is Ready, shows, matches and chang
   await dropCaches();
   const waited = await obdctl(host, 'cache', 'create', 'by-hand', image.reference, '--tag', 'team=web', '--wait');
   expect(waited).toMatchObject({ code: 0, stderr: '' });
-  expect(waited.stdout).toMatch(/Preparing[\s\S]*Ready[^\n]*\n$/);
+  expect(waited.stdout).toMatch(/ Accepted: [\s\S]* Ready: [^\n]*\n$/);
   const follower = spawn(process.execPath, [
     OBDCTL,
     '--socket',
