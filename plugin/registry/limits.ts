@@ -139,6 +139,9 @@ export const MAX_TAGS = 100_000;
 export const MAX_REFERRERS = 20_000;
 export const MAX_PAGE_BYTES = 8 * MIB;
 
+/** Writes of a referrers tag before other writers win: nodes that convert the same image write it at the same moment. Some seconds. */
+export const MAX_REFERRERS_ATTEMPTS = 8;
+
 /** Entries of a referrers tag that are looked at one after the other when the registry misses one: seconds, and far above real lists. */
 export const MAX_REFERRERS_CHECKED = 256;
 

@@ -12,7 +12,7 @@ import type { Access } from './auth.ts';
 import { HeadSink } from './body.ts';
 import type { Endpoint, HostResolver } from './hosts.ts';
 import { headerOf, peerError } from './http-errors.ts';
-import { MAX_ATTEMPTS, MAX_REFERRERS_CHECKED } from './limits.ts';
+import { FIRST_BACKOFF_MS, MAX_REFERRERS_ATTEMPTS, MAX_REFERRERS_CHECKED } from './limits.ts';
 import { referrersTag } from './lists.ts';
 import { type CallOptions, checkObject, type ManifestReader } from './manifests.ts';
 import { formatRepository, type Repository } from './reference.ts';
@@ -151,17 +151,26 @@ export class ManifestWriter {
     change: (present: readonly Descriptor[]) => readonly Descriptor[] | undefined,
   ): Promise<void> {
     const tag = referrersTag(subject);
-    for (let attempt = 0; ; attempt += 1) {
+    const next = async (): Promise<Index | undefined> => {
       const index = await this.readReferrers(endpoint, repository, tag, options);
       const manifests = change(index.manifests);
-      if (manifests === undefined) return;
-      if (attempt === MAX_ATTEMPTS) break;
-      await this.putReferrers(endpoint, repository, tag, { ...index, manifests }, options);
+      return manifests === undefined ? undefined : { ...index, manifests };
+    };
+    for (let attempt = 0; ; attempt += 1) {
+      let index = await next();
+      if (index !== undefined && attempt > 0) {
+        if (attempt === MAX_REFERRERS_ATTEMPTS) break;
+        // Writers that met once would meet again. The list is read after the pause: what is written must follow at once.
+        await this.session.clock.sleep(FIRST_BACKOFF_MS * attempt * Math.random(), options.signal);
+        index = await next();
+      }
+      if (index === undefined) return;
+      await this.putReferrers(endpoint, repository, tag, index, options);
     }
     throw new AppError('Conflict', {
       op: 'change referrers',
       subject: `${formatRepository(repository)}:${tag}`,
-      what: `other writers replaced the list ${MAX_ATTEMPTS} times`,
+      what: `other writers replaced the list ${MAX_REFERRERS_ATTEMPTS} times`,
       retryAfterMs: 1000,
     });
   }

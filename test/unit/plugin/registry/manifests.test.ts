@@ -266,6 +266,21 @@ describe('referrers', () => {
     expect((await client.listReferrers(repository, subject.digest)).map((entry) => entry.digest)).toEqual([sha256(other)]);
   });
 
+  test('many writers of the fallback tag at once make room for each other', async () => {
+    const { registry, repository } = await start({ referrersApi: false, latencyMs: 2 });
+    const clients = Array.from({ length: 6 }, () => testClient());
+    cleanUps.push(async () => {
+      for (const client of clients) await client.close();
+    });
+    const pushed = clients.map((client, i) => {
+      const bytes = manifest(`artifact ${i}`, { subject });
+      return client.putManifest(repository, sha256(bytes), bytes, MEDIA_TYPE.ociManifest);
+    });
+    // Each has seen its entry in the list, or would have given up with a conflict.
+    expect(new Set(await Promise.all(pushed)).size).toBe(6);
+    expect(registry.api.tags.size).toBe(1);
+  });
+
   test('the fallback tag loses entries that were deleted without it when the registry takes it no longer', async () => {
     const { registry, client, repository } = await start({ referrersApi: false });
     const push = (bytes: Uint8Array) => client.putManifest(repository, sha256(bytes), bytes, MEDIA_TYPE.ociManifest);
