@@ -14,29 +14,31 @@ import { MIB } from '../units.ts';
 const MAX_FILE_BYTES = 1 * MIB;
 
 const text = z.string().max(MAX_FILE_BYTES);
+/** A key without a value counts as absent, as client-go has it. */
+const optionalText = text.nullish().transform((value) => value ?? undefined);
 const named = <T extends z.ZodType>(key: string, value: T) => z.array(z.object({ name: text, [key]: value })).max(1000);
 
 const clusterSchema = z.object({
   server: text,
-  'certificate-authority': text.optional(),
-  'certificate-authority-data': text.optional(),
-  'insecure-skip-tls-verify': z.boolean().optional(),
-  'tls-server-name': text.optional(),
-  'proxy-url': text.optional(),
+  'certificate-authority': optionalText,
+  'certificate-authority-data': optionalText,
+  'insecure-skip-tls-verify': z.boolean().nullish(),
+  'tls-server-name': optionalText,
+  'proxy-url': optionalText,
 });
 const userSchema = z.object({
-  'client-certificate': text.optional(),
-  'client-certificate-data': text.optional(),
-  'client-key': text.optional(),
-  'client-key-data': text.optional(),
-  token: text.optional(),
-  tokenFile: text.optional(),
-  username: text.optional(),
-  password: text.optional(),
+  'client-certificate': optionalText,
+  'client-certificate-data': optionalText,
+  'client-key': optionalText,
+  'client-key-data': optionalText,
+  token: optionalText,
+  tokenFile: optionalText,
+  username: optionalText,
+  password: optionalText,
   exec: z.unknown().optional(),
   'auth-provider': z.unknown().optional(),
 });
-const contextSchema = z.object({ cluster: text, user: text.optional() });
+const contextSchema = z.object({ cluster: text, user: optionalText });
 const kubeconfigSchema = z.object({
   'current-context': text,
   clusters: named('cluster', clusterSchema),
@@ -108,8 +110,7 @@ export async function readKubeconfig(file: string): Promise<KubeAccess> {
   const cluster = config.clusters.find(({ name }) => name === context.cluster)?.cluster as z.infer<typeof clusterSchema> | undefined;
   if (cluster === undefined) throw refuse('the cluster of its current context is not among its clusters');
   const user = ((config.users ?? []).find(({ name }) => name === context.user)?.user ?? {}) as z.infer<typeof userSchema>;
-  if (user.exec !== undefined || user['auth-provider'] !== undefined)
-    throw refuse('credentials by program (exec, auth-provider) are not supported');
+  if (user.exec != null || user['auth-provider'] != null) throw refuse('credentials by program (exec, auth-provider) are not supported');
   if (cluster['proxy-url'] !== undefined) throw refuse('proxy-url is not supported');
   if (!URL.canParse(cluster.server) || !/^https?:$/.test(new URL(cluster.server).protocol))
     throw refuse('its server is not an http(s) URL');
@@ -123,7 +124,10 @@ export async function readKubeconfig(file: string): Promise<KubeAccess> {
     return read(absolute);
   };
   const token = user.token !== undefined && user.token !== '' ? user.token : (await material(undefined, user.tokenFile))?.trim();
-  const basic = user.username === undefined ? undefined : Buffer.from(`${user.username}:${user.password ?? ''}`).toString('base64');
+  const basic =
+    user.username === undefined || user.username === ''
+      ? undefined
+      : Buffer.from(`${user.username}:${user.password ?? ''}`).toString('base64');
   const ca = await material(cluster['certificate-authority-data'], cluster['certificate-authority']);
   const certificate = await material(user['client-certificate-data'], user['client-certificate']);
   const key = await material(user['client-key-data'], user['client-key']);

@@ -178,6 +178,17 @@ describe('a kubeconfig', () => {
     });
   });
 
+  test('may have keys without values, as YAML that people write has', async () => {
+    const cluster = { 'certificate-authority': null, 'insecure-skip-tls-verify': null, 'proxy-url': null };
+    const user = { exec: null, 'auth-provider': null, tokenFile: null, username: null, token: 't' };
+    const text = `${kubeconfig({ server, cluster, user })}`;
+    expect(await readKubeconfig(await scratch.file('nulls', text))).toMatchObject({
+      server,
+      skipsVerify: false,
+      authorization: 'Bearer t',
+    });
+  });
+
   test('without a user is anonymous; name and password are sent as Basic', async () => {
     expect(await readKubeconfig(await scratch.file('a', kubeconfig({ server })))).toMatchObject({
       server,
