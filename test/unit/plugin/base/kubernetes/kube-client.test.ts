@@ -181,12 +181,14 @@ describe('a kubeconfig', () => {
   test('may have keys without values, as YAML that people write has', async () => {
     const cluster = { 'certificate-authority': null, 'insecure-skip-tls-verify': null, 'proxy-url': null };
     const user = { exec: null, 'auth-provider': null, tokenFile: null, username: null, token: 't' };
-    const text = `${kubeconfig({ server, cluster, user })}`;
-    expect(await readKubeconfig(await scratch.file('nulls', text))).toMatchObject({
+    const nulls = await scratch.file('nulls', kubeconfig({ server, cluster, user }));
+    expect(await readKubeconfig(nulls)).toMatchObject({
       server,
       skipsVerify: false,
       authorization: 'Bearer t',
     });
+    const empty = await scratch.file('empty', kubeconfig({ server, user: { token: '', username: '' } }));
+    expect(await readKubeconfig(empty)).toMatchObject({ authorization: undefined });
   });
 
   test('without a user is anonymous; name and password are sent as Basic', async () => {
