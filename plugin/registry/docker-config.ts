@@ -29,7 +29,8 @@ const HUB_ALIASES = new Set(['index.docker.io', 'registry-1.docker.io', 'registr
 /** The name under which docker keeps its own login in helpers. */
 const HUB_SERVER = 'https://index.docker.io/v1/';
 
-function normaliseKey(text: string): string {
+/** `registry.example/team` of `https://Registry.example/team/v1/`; Docker Hub's names become the one that references have. */
+export function normaliseKey(text: string): string {
   const bare = text
     .replace(/^https?:\/\//, '')
     .replace(/\/+$/, '')

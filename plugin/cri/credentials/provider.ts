@@ -11,6 +11,7 @@ import { AppError } from '../../base/errors.ts';
 import { KIB } from '../../base/units.ts';
 import { runCredentialHelper } from '../../registry/credential-helper.ts';
 import type { Credential } from '../../registry/credentials.ts';
+import { normaliseKey } from '../../registry/docker-config.ts';
 import { longestMatch } from './image-pattern.ts';
 import type { CredentialRule } from './rules.ts';
 
@@ -71,7 +72,9 @@ function parseResponse(text: string, subject: string, imageName: string): Provid
   }
   const parsed = responseSchema.safeParse(document);
   if (!parsed.success) throw refuse('its answer is no CredentialProviderResponse');
-  const best = longestMatch(Object.entries(parsed.data.auth ?? {}), imageName);
+  // Keys are written as in docker's configuration, as kubelet reads them.
+  const entries = Object.entries(parsed.data.auth ?? {}).map(([key, auth]) => [normaliseKey(key), auth] as const);
+  const best = longestMatch(entries, imageName);
   if (best === undefined) return undefined;
   const { username, password } = best[1];
   return { credential: { username, password }, lifeMs: lifeOf(parsed.data.cacheDuration) };

@@ -328,6 +328,13 @@ describe('sources of rules', () => {
     expect(elsewhere).toBeUndefined();
   });
 
+  test('a key of the answer may be written as docker writes it', async () => {
+    const answer = { ...answerOf('x'), auth: { 'https://index.docker.io/v1/': { username: 'hub', password: SECRET } } };
+    const [rule] = parseRules(rulesWith(await provider(answer)), 'f');
+    const query = { ...QUERY, host: 'docker.io', imageName: 'docker.io/library/nginx' };
+    expect((await askProvider(rule!, query, SIGNAL))?.credential).toEqual({ username: 'hub', password: SECRET });
+  });
+
   test.each([
     ['no JSON', `${SECRET} is no JSON`, ''],
     ['another document', { kind: 'Secret', data: SECRET }, ''],
