@@ -2,6 +2,10 @@
  * The README's curl examples: each is run by a real shell with real curl against the served API over parts in memory, and together they call every operation of
  * the OpenAPI document.
  */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import type { MemoryCaches } from '../../support/memory-caches.ts';
@@ -52,3 +56,40 @@ test('together they call every documented operation', () => {
   expect(missing.map(({ method, path }) => `${method} ${path}`)).toEqual([]);
   expect(examples.length).toBeGreaterThan(50);
 });
+
+/** The commands of the README's block about obdctl, one by one, without their remarks. */
+function readmeCommands(): string[][] {
+  const readme = readFileSync(join(import.meta.dirname, '../../../README.md'), 'utf8');
+  const block = /## Looking inside: `obdctl`[\s\S]*?```sh\n([\s\S]*?)```/.exec(readme)![1]!;
+  const commands = block.split(/\n|; /).map((line) => line.replace(/ +#.*$/, '').trim());
+  return commands.filter((command) => command.startsWith('obdctl ')).map((command) => command.split(' ').slice(1));
+}
+
+test('obdctl understands every command of the README, in its order', async () => {
+  const program = join(import.meta.dirname, '../../../admin/obdctl.ts');
+  const ready = setInterval(() => {
+    for (const { imageCacheId, status } of caches.list().caches) if (status !== 'Ready') caches.advance(imageCacheId, 'Ready', 100);
+  }, 50);
+  const refused: string[] = [];
+  try {
+    for (const { imageCacheId } of caches.list().caches) await caches.delete(imageCacheId);
+    for (const words of readmeCommands()) {
+      const args = words.map((word) => (word === 'REF' ? 'registry.example/team/app:1' : word));
+      const child = spawn(process.execPath, [program, '--socket', scratch.join('admin.sock'), ...args], { timeout: 50_000 });
+      let said = '';
+      child.stdin.end('secret\n');
+      child.stdout.on('data', () => {
+        // Followed for ever.
+        if (args.includes('-f')) child.kill('SIGINT');
+      });
+      child.stderr.setEncoding('utf8').on('data', (chunk: string) => (said += chunk));
+      const [code, signal] = (await once(child, 'close')) as [number | null, string | null];
+      if (code !== 0 && signal !== 'SIGINT') refused.push(`obdctl ${words.join(' ')}: ${code ?? signal} ${said}`);
+    }
+  } finally {
+    clearInterval(ready);
+  }
+  expect(refused).toEqual([]);
+  expect(readmeCommands().length).toBeGreaterThan(20);
+  // Some thirty processes, one after the other.
+}, 300_000);
