@@ -27,6 +27,10 @@ const MEASURE_MS = 1000;
 const UNPACK_PATIENCE_MS = 60_000;
 const UNPACK_LOOK_MS = 200;
 
+/** A registry that answers sends something within this, however busy the node is. */
+const STILL_MS = 15_000;
+const STILL_LOOK_MS = 500;
+
 /** What containerd gives to remote snapshotters begins with this. */
 const SNAPSHOT_PREFIX = 'containerd.io/snapshot/';
 const LABEL_CHAIN_REF = 'containerd.io/snapshot.ref';
@@ -35,10 +39,12 @@ const LABEL_SOURCE = 'containerd.io/distribution.source.';
 export interface BuildParts {
   client: ImageClient;
   registry: RegistryClient;
-  /** Makes a layer local; answers a file with its bytes. */
-  fetchLayer(layer: { digest: Digest; sizeBytes: number }): Promise<{ path: string; fetchedBytes: number }>;
+  /** Makes a layer local; answers a file with its bytes. `onBytes`: some have come, or all are here and are being checked. */
+  fetchLayer(layer: { digest: Digest; sizeBytes: number }, onBytes: () => void): Promise<{ path: string; fetchedBytes: number }>;
   onLayer(layer: { digest: Digest; sizeBytes: number }, how: 'here' | 'lazy' | 'unpacked'): void;
   signal: AbortSignal;
+  /** Milliseconds without bytes after which others who pull the layer may bring it; default 15 s. */
+  stillMs?: number;
 }
 
 interface Layer {
@@ -257,14 +263,22 @@ class Build {
 
   /** Puts the layer into the content store, once for all who pull it at this moment. */
   private async bring({ descriptor }: Layer): Promise<{ how: Sharing; fetchedBytes: number }> {
-    const { client, fetchLayer, signal } = this.parts;
+    const { client, fetchLayer, signal, stillMs = STILL_MS } = this.parts;
     const { namespace, buildLease } = this.work;
     const { digest, sizeBytes } = descriptor;
     let fetchedBytes = 0;
-    const bring = async (): Promise<string> => {
-      const fetched = await fetchLayer({ digest, sizeBytes });
-      fetchedBytes = fetched.fetchedBytes;
-      return fetched.path;
+    let lastMs = 0;
+    let coming: ReturnType<BuildParts['fetchLayer']> | undefined;
+    const onBytes = (): void => {
+      lastMs = performance.now();
+    };
+    // This is the background; a pod that waits for the layer must not wait for what does not move.
+    const bring = async (): Promise<string | undefined> => {
+      onBytes();
+      coming ??= fetchLayer({ digest, sizeBytes }, onBytes);
+      const fetched = await unlessStill(coming, () => performance.now() - lastMs >= stillMs);
+      fetchedBytes = fetched?.fetchedBytes ?? 0;
+      return fetched?.path;
     };
     const content = { digest, sizeBytes, labels: {}, ref: pullRefOf(descriptor), bring };
     return { how: await client.shareContent(namespace, buildLease, content, signal), fetchedBytes };
@@ -328,6 +342,18 @@ class Build {
       what,
       details: { neededBytes, limitBytes },
     });
+  }
+}
+
+/** Undefined: it does not move. It goes on all the same, and may be waited for again. */
+async function unlessStill<T>(work: Promise<T>, isStill: () => boolean): Promise<T | undefined> {
+  for (;;) {
+    const ended = await Promise.race([work.then((value) => ({ value })), delay(STILL_LOOK_MS, undefined, { ref: false })]);
+    if (ended !== undefined) return ended.value;
+    if (!isStill()) continue;
+    // Should it fail before somebody waits for it again, that is no unhandled failure.
+    void Promise.allSettled([work]);
+    return undefined;
   }
 }
 

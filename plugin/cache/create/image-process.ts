@@ -17,8 +17,8 @@ export interface ImageAttempt {
   deadlineMs: number;
   /** Ends the attempt at once; its reason is the outcome. */
   signal: AbortSignal;
-  /** Makes a layer that has to be unpacked local. */
-  fetchLayer(layer: Question): Promise<{ path: string; fetchedBytes: number }>;
+  /** Makes a layer that has to be unpacked local; `onBytes`: some have come. */
+  fetchLayer(layer: Question, onBytes: () => void): Promise<{ path: string; fetchedBytes: number }>;
   onLayer(layer: Extract<FromWorker, { op: 'layer' }>): void;
 }
 
@@ -94,7 +94,8 @@ class ImageProcess {
     else if (message.op === 'failed')
       this.process.fail(AppError.fromJSON(message.error, { op: 'cache image', subject: this.attempt.work.reference }));
     else {
-      this.attempt.fetchLayer(message.question).then(
+      const onBytes = (): void => this.process.send({ op: 'bytes', id: message.id });
+      this.attempt.fetchLayer(message.question, onBytes).then(
         (answer) => this.process.send({ op: 'answer', id: message.id, path: answer.path, fetchedBytes: answer.fetchedBytes }),
         (error: unknown) => {
           const known = error instanceof AppError ? error : this.internal(describeError(error));

@@ -18,11 +18,11 @@ import { formatReference, formatRepository, parseReference } from '../../registr
 import { ImageClient } from '../../snapshotter/containerd/image-client.ts';
 import { fetchImageManifest } from '../../snapshotter/manifest.ts';
 import type { ImageResolver } from '../../snapshotter/service.ts';
-import type { HeldPart, ImageAccess, ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../image-store.ts';
+import type { ImageAccess, ImageStore, PreparedImage, PrepareOptions, ResolvedImage } from '../image-store.ts';
 import { type Access, type FilledBlob, fillBlobs, ImageProgress, isPlain, tooLarge, withAccess } from './blob-fill.ts';
 import { makeImage } from './image-process.ts';
 import { recordsOf, usedBy } from './image-records.ts';
-import { imageKeyOf, OwnedCaches, type OwnedImage } from './owned.ts';
+import { heldBy, imageKeyOf, OwnedCaches, type OwnedImage } from './owned.ts';
 import type { BlobKeeper, ServedImages } from './ports.ts';
 import type { Made, Question } from './protocol.ts';
 import { isFile, missingOf } from './read-back.ts';
@@ -133,7 +133,7 @@ export class ContainerdImageStore implements ImageStore {
     const progress = new ImageProgress(image.sizeBytes, options.onProgress);
     const made = await this.inContainerd(cacheId, image, options, { progress, access });
     const owned = this.ownedOf(image, made);
-    const held = heldBy(image, owned, made);
+    const held = heldBy(owned, made);
     const neededBytes = held.reduce((sum, { bytes }) => sum + bytes, 0);
     if (neededBytes > reservationBytes) throw tooLarge(image.reference, neededBytes, reservationBytes);
     if (owned.blobs.length + made.unpacked.length === 0) {
@@ -192,14 +192,19 @@ export class ContainerdImageStore implements ImageStore {
       ...{ registry, access: options.access, containerdAddress, namespace, snapshotter, lease: lease.id, buildLease: build.lease },
       ...{ reference: image.reference, digest: image.digest, platformDigest: image.platformDigest, reservationBytes, logLevel },
     };
-    const fetchLayer = async ({ digest, sizeBytes }: Question): Promise<FilledBlob> => {
+    const fetchLayer = async ({ digest, sizeBytes }: Question, onMore: () => void): Promise<FilledBlob> => {
       const blob: BlobSource = { digest, sizeBytes, repositories: [{ host, repository }] };
       staged.set(digest, blob);
       const stagedBytes = bytesOf([...staged.values()]);
       if (stagedBytes > reservationBytes) throw tooLarge(image.reference, stagedBytes, reservationBytes);
       await blobs.pin(build.owner, [...staged.values()], signal);
       // Half of the work is fetching, the other unpacking.
-      const onBytes = (_: string, bytes: number): void => progress.set(`layer ${digest}`, Math.floor(bytes / 2));
+      let hereBytes = 0;
+      const onBytes = (_: string, bytes: number): void => {
+        if (bytes > hereBytes || bytes >= sizeBytes) onMore();
+        hereBytes = bytes;
+        progress.set(`layer ${digest}`, Math.floor(bytes / 2));
+      };
       const request = { owner: build.owner, blobs: [blob], checkedAgain: new Set<string>(), access, signal, onBytes };
       const [filled] = await fillBlobs(blobs, request, logger);
       return filled!;
@@ -386,15 +391,6 @@ export class ContainerdImageStore implements ImageStore {
   private buildOf(cacheId: string, image: { reference: string; platformDigest: string }): { owner: string; lease: string } {
     return { owner: `${this.ownerOf(cacheId, image)}.layers`, lease: `${this.leaseOf(cacheId).id}.${shortOf(image)}` };
   }
-}
-
-/** What an image takes: its documents, the blobs that it is read from, and what is unpacked of it. */
-function heldBy({ platformDigest }: ResolvedImage, { blobs }: OwnedImage, { unpacked, documentBytes }: Made): HeldPart[] {
-  return [
-    { name: platformDigest, bytes: documentBytes },
-    ...[...new Map(blobs.map(({ digest, sizeBytes: bytes }) => [digest, bytes]))].map(([name, bytes]) => ({ name, bytes })),
-    ...unpacked.map(({ chainId, bytes }) => ({ name: `snapshot ${chainId}`, bytes })),
-  ];
 }
 
 function bytesOf(blobs: readonly BlobSource[]): number {

@@ -14,6 +14,8 @@ import { MAX_LAYERS } from '../../base/limits.ts';
 import type { Logger } from '../../base/log.ts';
 import { blobSourceSchema } from '../../file/device-spec.ts';
 import { removeDurably, writeDurably } from '../../file/durable-file.ts';
+import type { HeldPart } from '../image-store.ts';
+import type { Made } from './protocol.ts';
 
 /** Names of a cache's resources everywhere: pins, lease, worker. */
 const CACHE_ID = /^[a-z0-9][a-z0-9-]{0,63}$/;
@@ -53,6 +55,15 @@ const FILE_NAME = /^(.+)\.json$/;
 /** Equal for the same image under the same name. */
 export function imageKeyOf(image: { reference: string; platformDigest: string }): string {
   return `${image.reference} ${image.platformDigest}`;
+}
+
+/** What an image takes: its documents, the blobs that it is read from, and what is unpacked of it. */
+export function heldBy({ platformDigest, blobs }: OwnedImage, { unpacked, documentBytes }: Made): HeldPart[] {
+  return [
+    { name: platformDigest, bytes: documentBytes },
+    ...[...new Map(blobs.map(({ digest, sizeBytes: bytes }) => [digest, bytes]))].map(([name, bytes]) => ({ name, bytes })),
+    ...unpacked.map(({ chainId, bytes }) => ({ name: `snapshot ${chainId}`, bytes })),
+  ];
 }
 
 export class OwnedCaches {

@@ -61,5 +61,7 @@ export type FromWorker = z.infer<typeof fromWorkerSchema>;
 
 export type ToWorker =
   | { op: 'start'; work: Work }
+  /** Bytes of what was asked for have come. */
+  | { op: 'bytes'; id: number }
   | { op: 'answer'; id: number; path: string; fetchedBytes: number }
   | { op: 'refused'; id: number; error: Record<string, unknown> };

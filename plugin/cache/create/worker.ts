@@ -22,21 +22,25 @@ type Answer = Exclude<ToWorker, { op: 'start' }>;
 class Questions {
   private readonly waiting = new Map<
     number,
-    { resolve(answer: { path: string; fetchedBytes: number }): void; reject(error: unknown): void }
+    { resolve(answer: { path: string; fetchedBytes: number }): void; reject(error: unknown): void; onBytes(): void }
   >();
   private nextId = 1;
 
   /** A layer may take hours to come; the control plane ends the process when it is enough. */
-  fetchLayer(layer: { digest: Digest; sizeBytes: number }): Promise<{ path: string; fetchedBytes: number }> {
+  fetchLayer(layer: { digest: Digest; sizeBytes: number }, onBytes: () => void): Promise<{ path: string; fetchedBytes: number }> {
     const id = this.nextId++;
     return new Promise((resolve, reject) => {
-      this.waiting.set(id, { resolve, reject });
+      this.waiting.set(id, { resolve, reject, onBytes });
       tell({ op: 'ask', id, question: layer });
     });
   }
 
   receive(answer: Answer): void {
     const waiting = this.waiting.get(answer.id);
+    if (answer.op === 'bytes') {
+      waiting?.onBytes();
+      return;
+    }
     this.waiting.delete(answer.id);
     if (answer.op === 'answer') waiting?.resolve(answer);
     else waiting?.reject(AppError.fromJSON(answer.error, { op: 'fetch layer', subject: 'layer' }));
@@ -61,7 +65,7 @@ async function make(work: Work, questions: Questions): Promise<FromWorker> {
   const made = await buildImage(work, {
     client,
     registry,
-    fetchLayer: (layer) => questions.fetchLayer(layer),
+    fetchLayer: (layer, onBytes) => questions.fetchLayer(layer, onBytes),
     onLayer: (layer, how) => tell({ op: 'layer', ...layer, how }),
     // Cancelling is killing: nothing here is worth an orderly end.
     signal: new AbortController().signal,

@@ -24,6 +24,8 @@ const CHUNK_DEADLINE_MS = 60_000;
 /** Somebody else who brings the same content is asked about so often: from soon to seldom. */
 const FIRST_WAIT_MS = 50;
 const MAX_WAIT_MS = 1_000;
+/** containerd's pulls look every two seconds whether they may write. */
+const YIELD_MS = 3_000;
 
 /** A commit waits until a whole layer is on the disk: 30 GiB at 100 MB/s. */
 const COMMIT_DEADLINE_MS = 5 * 60_000;
@@ -82,8 +84,11 @@ async function write(channel: ContainerdChannel, scope: Scope, content: NewConte
 export interface SharedContent extends Omit<NewContent, 'source' | 'ref'> {
   /** The name of the write: see {@link pullRefOf}. */
   ref: string;
-  /** Makes the bytes local and answers their file; called once at most, when nobody else brings them. */
-  bring(): Promise<string>;
+  /**
+   * Makes the bytes local and answers their file; called when nobody else brings them. Undefined: they do not come at present, and who else
+   * wants them may try; it is called again when he does not.
+   */
+  bring(): Promise<string | undefined>;
 }
 
 /** Under this name containerd's own pulls write a layer. Source: containerd's public package `remotes` (MakeRefKey). */
@@ -119,11 +124,16 @@ export async function shareContent(
         if (await isRight(commit(exchange, content))) return found;
         isLeftWhole = false;
       } else if (offsetBytes !== undefined) {
-        await using file = await open(await bring(), 'r');
-        // What an earlier writer left may be anything: written anew.
-        await send(exchange, async (buffer, length, offset) => (await file.read(buffer, 0, length, offset)).bytesRead, content, 0);
-        return 'brought';
-      } else found = 'awaited';
+        const path = await bring();
+        if (path !== undefined) {
+          await using file = await open(path, 'r');
+          // What an earlier writer left may be anything: written anew.
+          await send(exchange, async (buffer, length, offset) => (await file.read(buffer, 0, length, offset)).bytesRead, content, 0);
+          return 'brought';
+        }
+        waitMs = YIELD_MS;
+      }
+      found = 'awaited';
     } catch (error) {
       if (isAppError(error, 'AlreadyExists')) return found;
       throw error;

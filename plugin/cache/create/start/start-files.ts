@@ -14,6 +14,8 @@ import type { FoundFile, ImageTree } from './image-tree.ts';
 export interface StartLimits {
   readonly maxBytes: number;
   readonly maxFiles: number;
+  /** Names that are looked for: each word, in each directory of PATH; each library, in each of its places. */
+  readonly maxLookups: number;
   /** Inodes that are looked at. */
   readonly maxEntries: number;
   /** Milliseconds for all inodes. */
@@ -21,7 +23,7 @@ export interface StartLimits {
 }
 
 /** The large interpreters (node, java) are 100 MiB with their libraries. Inodes come at a few MB/s over a slow line, and no start needs them all. */
-const LIMITS: StartLimits = { maxBytes: 256 * MIB, maxFiles: 2_000, maxEntries: 100_000, maxWalkMs: 20_000 };
+const LIMITS: StartLimits = { maxBytes: 256 * MIB, maxFiles: 2_000, maxLookups: 200_000, maxEntries: 100_000, maxWalkMs: 20_000 };
 /** Words that are looked for; a start script has some hundred. */
 const MAX_WORDS = 5_000;
 /** Of a script, what is looked through for the commands that it calls. */
@@ -69,6 +71,7 @@ class StartReader {
   private libraryDirectories: readonly string[] | undefined;
   private readonly buffer = Buffer.allocUnsafe(READ_BYTES);
   private bytes = 0;
+  private lookups = 0;
   private isCut = false;
 
   constructor(tree: ImageTree, process: ImageProcess, limits: StartLimits) {
@@ -88,6 +91,13 @@ class StartReader {
     return { names: [...this.seen], bytes: this.bytes, entries, isComplete: !this.isCut };
   }
 
+  private find(name: string): FoundFile | undefined {
+    this.lookups += 1;
+    if (this.lookups <= this.limits.maxLookups) return this.tree.find(name);
+    this.isCut = true;
+    return undefined;
+  }
+
   private variable(name: string): string | undefined {
     return this.process.env?.find((entry) => entry.startsWith(`${name}=`))?.slice(name.length + 1);
   }
@@ -103,14 +113,14 @@ class StartReader {
       this.words.add(word);
       this.read(path.posix.resolve(this.workingDir, word), depth);
       if (word.includes('/')) continue;
-      const directory = this.directories.find((one) => this.tree.find(`${one}/${word}`)?.stats.isFile() === true);
+      const directory = this.directories.find((one) => this.find(`${one}/${word}`)?.stats.isFile() === true);
       if (directory !== undefined) this.read(`${directory}/${word}`, depth);
     }
   }
 
   /** Reads a file whole, and what it needs to run. Anything else than a file is passed over. */
   private read(name: string, depth: number): void {
-    const found = this.tree.find(name);
+    const found = this.find(name);
     if (found === undefined || !found.stats.isFile() || this.seen.has(found.name)) return;
     if (this.seen.size >= this.limits.maxFiles || this.bytes + found.stats.size > this.limits.maxBytes) {
       this.isCut = true;
@@ -155,7 +165,7 @@ class StartReader {
     const directories = [...own, ...this.libraryDirectories].filter((directory) => directory.startsWith('/'));
     for (const library of libraries) {
       const places = library.includes('/') ? [library] : directories.map((directory) => `${directory}/${library}`);
-      const place = places.find((one) => this.tree.find(one)?.stats.isFile() === true);
+      const place = places.find((one) => this.find(one)?.stats.isFile() === true);
       if (place !== undefined) this.read(place, depth);
     }
   }
@@ -168,7 +178,7 @@ class StartReader {
       ...this.tree.list('/etc/ld.so.conf.d', MAX_LISTED).map((name) => `/etc/ld.so.conf.d/${name}`),
     ];
     return files.flatMap((name) => {
-      const found = this.tree.find(name);
+      const found = this.find(name);
       if (found === undefined || !found.stats.isFile() || found.stats.size > MAX_SCRIPT_BYTES) return [];
       return this.readFile(found)
         .head.split(/[\s:,]+/)

@@ -149,6 +149,17 @@ test('who cannot bring it says so and lets the next one try; bytes that are wron
   expect(await share(async () => file)).toBe('brought');
 });
 
+test('who has the name and no bytes lets the next one bring them', async () => {
+  let asked = 0;
+  const stuck = share(async () => {
+    asked += 1;
+    return undefined;
+  });
+  await waitFor(() => asked > 0, { what: 'the first to be asked' });
+  expect(await share(async () => file)).toBe('brought');
+  expect(await stuck).toBe('awaited');
+});
+
 test('who waits can give up, and a containerd that is away is an error', async () => {
   store.locked.add(REF);
   const stop = new AbortController();

@@ -30,7 +30,7 @@ function work(of: Image): Work {
 /** containerd in memory; `lazy`: chain ids that the snapshotter serves without a download. */
 function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?: number; diffIds?: readonly Digest[] } = {}) {
   /** What somebody else who pulls has brought, and what he unpacks: chain ids, each for so many looks more. */
-  const others = { content: new Set<string>(), unpacking: new Map<string, number>() };
+  const others = { content: new Set<string>(), unpacking: new Map<string, number>(), helps: false };
   const content = new Map<string, { bytes: Uint8Array; labels: Record<string, string> }>();
   const snapshots = new Map<string, number>();
   const leased: string[] = [];
@@ -49,10 +49,14 @@ function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?:
     ) => {
       content.set(made.digest, { bytes: made.source.bytes ?? new Uint8Array(), labels: { ...made.labels } });
     },
-    shareContent: async (_: string, _lease: string, made: { digest: string; bring(): Promise<string> }) => {
+    shareContent: async (_: string, _lease: string, made: { digest: string; bring(): Promise<string | undefined> }) => {
       if (others.content.has(made.digest)) return 'awaited';
       if (content.has(made.digest)) return 'there';
-      await made.bring();
+      if ((await made.bring()) === undefined) {
+        told.push(`${made.digest} yielded`);
+        if (others.helps) return 'awaited';
+        await made.bring();
+      }
       content.set(made.digest, { bytes: new Uint8Array(), labels: {} });
       return 'brought';
     },
@@ -166,6 +170,30 @@ test('a layer that somebody else brought and nobody unpacks is unpacked here', a
   await buildImage(work(of), world.parts);
   expect(world.fetched).toEqual([]);
   expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
+});
+
+test.each([true, false])('a layer that does not come is left to others who want it (they do: %s), and waited for again', async (helps) => {
+  const of = await image();
+  const world = containerd(of);
+  world.others.helps = helps;
+  let release = (): void => {};
+  const { fetchLayer } = world.parts;
+  let calls = 0;
+  world.parts.fetchLayer = async (layer) => {
+    calls += 1;
+    if (calls === 1) {
+      await new Promise<void>((resolve) => {
+        release = resolve;
+        setTimeout(resolve, 1_500).unref();
+      });
+    }
+    return fetchLayer(layer);
+  };
+  await buildImage(work(of), { ...world.parts, stillMs: 600 });
+  release();
+  expect(world.told).toContain(`${of.layers[0]!.digest} yielded`);
+  expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
+  expect(calls).toBe(2);
 });
 
 test('a layer that is not what the configuration says is refused, and leaves no snapshot', async () => {

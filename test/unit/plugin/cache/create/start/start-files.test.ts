@@ -144,6 +144,7 @@ test('bytes, files and inodes are bounded, and it says so', () => {
   const process = { cmd: ['/a', '/b', '/c'] };
   expect(readStart(tree, process, { maxBytes: 999 })).toMatchObject({ names: ['/b', '/c'], isComplete: false });
   expect(readStart(tree, process, { maxFiles: 1 })).toMatchObject({ names: ['/a'], isComplete: false });
+  expect(readStart(tree, process, { maxLookups: 0 })).toMatchObject({ names: [], isComplete: false });
   expect(readStart(tree, process, { maxEntries: 2 })).toMatchObject({ entries: 2, isComplete: false });
   expect(readStart(tree, process, { maxWalkMs: 0 })).toMatchObject({ entries: 0, isComplete: false });
 });
