@@ -2,7 +2,7 @@
 import { createRoute, z } from '@hono/zod-openapi';
 import type { Audit, AuditRecord } from './audit.ts';
 import type { AdminApp } from './context.ts';
-import { failure, json, limitQuery } from './route-kit.ts';
+import { decimal, failure, json, limitQuery } from './route-kit.ts';
 
 const entrySchema = z
   .object({
@@ -26,7 +26,7 @@ const route = createRoute({
   request: {
     query: z.strictObject({
       kind: z.enum(['change', 'refusal']).optional(),
-      before: z.coerce.number().int().min(1).optional().openapi({ description: 'only older ones (`next` of the page before)' }),
+      before: decimal(1).optional().openapi({ description: 'only older ones (`next` of the page before)' }),
       limit: limitQuery,
     }),
   },

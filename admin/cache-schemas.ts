@@ -19,6 +19,7 @@ import {
   updateCacheRequestSchema,
 } from '../plugin/cache/service.ts';
 import { CACHE_PAGE_DEFAULT, CACHE_PAGE_MAX } from './limits.ts';
+import { decimal } from './route-kit.ts';
 
 const count = z.int().min(0);
 const at = z.string().openapi({ description: 'RFC 3339, UTC', example: '2026-01-31T12:00:00.000Z' });
@@ -197,8 +198,8 @@ export const listQuerySchema = z.strictObject({
     description: 'runs the matcher for a pod of these images: best first; repeat for several',
   }),
   imageFullMatch: flag.optional().openapi({ type: 'string', enum: ['true', 'false'], description: 'with matchImage: every image whole' }),
-  imageMatchCountRequest: z.coerce.number().int().min(1).max(MATCH_IMAGES_MAX).optional(),
-  limit: z.coerce.number().int().min(1).max(CACHE_PAGE_MAX).default(CACHE_PAGE_DEFAULT),
+  imageMatchCountRequest: decimal(1, MATCH_IMAGES_MAX).optional(),
+  limit: decimal(1, CACHE_PAGE_MAX).default(CACHE_PAGE_DEFAULT),
   after: z.string().max(512).optional().openapi({ description: '`next` of the page before' }),
 });
 

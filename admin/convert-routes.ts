@@ -20,16 +20,12 @@ import {
 } from './convert-schemas.ts';
 import { streamEvents } from './event-stream.ts';
 import { MAX_REFERENCE_CHARS, WATCHERS_MAX } from './limits.ts';
-import { body, eventStream, failure, json, limitQuery, noQuery, Watchers } from './route-kit.ts';
+import { body, decimal, eventStream, failure, json, limitQuery, noQuery, Watchers } from './route-kit.ts';
 
 const idParam = z.object({
-  id: z.coerce
-    .number('is not a number')
-    .int()
-    .min(1)
-    .openapi({ param: { name: 'id', in: 'path' } }),
+  id: decimal(1).openapi({ param: { name: 'id', in: 'path' } }),
 });
-const before = z.coerce.number().int().min(1).optional().openapi({ description: 'only older ones (`next` of the page before)' });
+const before = decimal(1).optional().openapi({ description: 'only older ones (`next` of the page before)' });
 const next = z.int().nullable();
 const gone = { description: 'removed' };
 
@@ -66,7 +62,7 @@ const routes = {
     method: 'get',
     path: '/v1/convert/jobs/{id}/log',
     summary: 'Lines of a conversion’s log',
-    request: { params: idParam, query: z.strictObject({ after: z.coerce.number().int().min(0).default(0), limit: limitQuery }) },
+    request: { params: idParam, query: z.strictObject({ after: decimal(0).default(0), limit: limitQuery }) },
     responses: { 200: json(z.object({ lines: z.array(logLineSchema), next }), 'a page'), default: failure },
   }),
   watch: createRoute({

@@ -12,11 +12,16 @@ export const eventStream = (description: string) => ({ description, content: { '
 /** For routes that take no parameter: a misspelt one, or one of another route, is refused and not passed over. */
 export const noQuery = z.strictObject({});
 
-export const limitQuery = z.coerce
-  .number()
-  .int()
-  .min(1)
-  .max(PAGE_ROWS_MAX)
+/** A whole number of a path or query: decimal digits and nothing else, where z.coerce would take `0x7`, `1e3` and nothing at all. */
+export const decimal = (min: number, max?: number) =>
+  z
+    .string()
+    .regex(/^\d{1,15}$/, 'is not a whole number')
+    .transform(Number)
+    .pipe(max === undefined ? z.number().min(min) : z.number().min(min).max(max))
+    .openapi({ type: 'integer', minimum: min, ...(max === undefined ? {} : { maximum: max }) });
+
+export const limitQuery = decimal(1, PAGE_ROWS_MAX)
   .default(PAGE_ROWS_DEFAULT)
   .openapi({ description: `rows per page, 1 to ${PAGE_ROWS_MAX}` });
 

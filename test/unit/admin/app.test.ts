@@ -135,6 +135,21 @@ describe('admin API', () => {
     expect(await response.json()).toMatchObject({ code: 'Unimplemented', message: 'find DELETE /v1/store: this path takes GET' });
   });
 
+  it('takes numbers in addresses as decimal digits and nothing else', async () => {
+    for (const text of ['0x7', '1e3', '7.0', '+7', ' 7', '', '-1', '0', '9999999999999999', 'NaN']) {
+      for (const path of [
+        `/v1/conversions/${encodeURIComponent(text)}`,
+        `/v1/events?limit=${encodeURIComponent(text)}`,
+        `/v1/audit?before=${encodeURIComponent(text)}`,
+      ]) {
+        // Without an id it is another route.
+        if (!path.endsWith('/')) expect([path, (await get(path)).status]).toEqual([path, 400]);
+      }
+    }
+    expect((await get('/v1/conversions/7')).status).toBe(200);
+    expect((await get('/v1/events?limit=7')).status).toBe(200);
+  });
+
   it('exposes metrics, also while a part does not answer', async () => {
     const text = await (await appOf({ store: () => Promise.reject(new Error('gone')) }).request('/metrics')).text();
     expect(text).toContain('overlaybd_snapshots{state="broken"} 1');
