@@ -292,9 +292,10 @@ install() { : >/run/calls; "${join(release, 'install.sh')}" --prefix /run/app --
 install; echo ==
 echo yes >/run/needs-reload
 install; echo ==
-/run/app/current/bin/node -e 'setTimeout(() => {}, 600_000)' &
-until readlink /proc/$!/exe | grep -q /run/app; do :; done
-install; kill $!`;
+/run/app/current/bin/node -e 'setTimeout(() => {}, 600_000)' >/dev/null 2>&1 &
+trap "kill $!" EXIT
+until readlink /proc/$!/exe | grep -q /run/app; do sleep 0.05; done
+install`;
     const result = spawnSync('unshare', ['--mount', '--propagation', 'private', 'sh', '-euc', script], {
       encoding: 'utf8',
       timeout: 120_000,
