@@ -105,14 +105,16 @@ export class JobQueue {
       const isSame =
         present.request === requestText && (digest === undefined || present.sourceDigest === null || digest === present.sourceDigest);
       if (isSame) return this.get(present.id);
-      this.end(
-        present.id,
-        new AppError('Canceled', { op: 'convert', subject: nameOf(present), what: 'a newer request for the tag took its place' }),
-      );
     }
-    if (store.countInState('PENDING') >= MAX_PENDING_JOBS) {
+    // One that waits makes room for what takes its place; one that runs goes on when there is none.
+    const waiting = store.countInState('PENDING') - (present?.state === 'PENDING' ? 1 : 0);
+    if (waiting >= MAX_PENDING_JOBS) {
       const what = `${MAX_PENDING_JOBS} conversions wait already`;
       throw new AppError('ResourceExhausted', { op: 'convert', subject: `${host}/${repository}:${tag}`, what, retryAfterMs: 60_000 });
+    }
+    if (present !== undefined) {
+      const what = 'a newer request for the tag took its place';
+      this.end(present.id, new AppError('Canceled', { op: 'convert', subject: nameOf(present), what }));
     }
     const id = store.insert({
       ...{ host, repository, tag, targetTag },

@@ -229,8 +229,14 @@ test('watchers see the job now and at each change until its end; too many waitin
   expect(seen.at(-1)?.[0]).toBe('SUCCESS');
   expect(() => queue.get(99)).toThrowError(/no such conversion/);
 
+  const busy = add('busy', D1);
+  await attempt(2);
   database.transaction(() => {
-    for (let n = 0; n < MAX_PENDING_JOBS; n += 1) add(`t${n}`);
+    for (let n = 0; n < MAX_PENDING_JOBS; n += 1) add(`t${n}`, D1);
     expect(() => add('more')).toThrowError(/wait already/);
+    // What runs is not given up for what cannot be taken; what waits makes room.
+    expect(() => add('busy', D2)).toThrowError(/wait already/);
+    expect(stateOf(busy.id)).toBe('BUILDING');
+    expect(add('t0', D2).sourceDigest).toBe(D2);
   });
 });
