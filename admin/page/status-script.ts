@@ -158,7 +158,7 @@ async function followOnce() {
     state.className = token === null ? '' : 'bad';
     return false;
   }
-  if (!answer.ok) throw new Error('status ' + answer.status);
+  if (!answer.ok) throw Object.assign(new Error((await answer.json()).message), { isRefusal: true });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = '';
   for (;;) {
@@ -175,12 +175,14 @@ async function followOnce() {
 
 let pauseMs = 1000;
 async function follow() {
+  let complaint = 'connection lost; what is shown may be old';
   try {
     if (!(await followOnce())) return;
   } catch (error) {
     console.warn(String(error));
+    if (error.isRefusal) complaint = error.message;
   }
-  state.textContent = 'connection lost; what is shown may be old';
+  state.textContent = complaint;
   state.className = 'bad';
   setTimeout(follow, pauseMs);
   pauseMs = Math.min(15000, pauseMs * 2);

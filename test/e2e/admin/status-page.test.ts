@@ -154,6 +154,16 @@ describe('the status page', () => {
     await page.setViewportSize({ width: 1280, height: 900 });
   });
 
+  it('says why it is refused, and goes on by itself when it is not any more', async () => {
+    const stream = '**/v1/overview:watch';
+    const message = 'watch overview: 12 callers watch already';
+    await page.route(stream, (route) => route.fulfill({ status: 507, json: { code: 'ResourceExhausted', message } }));
+    await page.reload();
+    await expect.poll(() => text('#state'), { timeout: WAIT_MS }).toBe(message);
+    await page.unroute(stream);
+    await expect.poll(() => text('#state'), { timeout: WAIT_MS }).toBe('ready');
+  });
+
   it('says what does not work, and when the connection is lost', async () => {
     isBlockdAway = true;
     await expect.poll(() => text('#state'), { timeout: WAIT_MS }).toBe('degraded');
