@@ -145,11 +145,10 @@ export class Build {
       doneBytes += image.sizeBytes;
       this.tell(until, doneBytes, totalBytes);
       await this.countHeld(image, held);
-      this.note(
-        'Normal',
-        until === 'whole' ? 'ImageCached' : 'ImageUsable',
-        `${image.reference}: ${formatBytes(sumOf(held))} on disk, of which ${formatBytes(fetchedBytes)} were fetched`,
-      );
+      const size = formatBytes(sumOf(held));
+      if (until === 'usable')
+        this.note('Normal', 'ImageUsable', `${image.reference}: a pod can start from it; it takes ${size} when it is whole`);
+      else this.note('Normal', 'ImageCached', `${image.reference}: ${size} on disk, of which ${formatBytes(fetchedBytes)} were fetched`);
     }
   }
 
