@@ -387,8 +387,20 @@ stop_service() {
   systemctl stop "$NAME"
 }
 
+# Prints what still has the socket for its image service: a kubelet without one can pull, list and remove nothing.
+users_of_image_service() {
+  local socket=$1 cmdline
+  for cmdline in /proc/[0-9]*/cmdline; do
+    if { tr '\0' '\n' <"$cmdline" | grep -qxE -e "(--image-service-endpoint=)?unix://$socket"; } 2>/dev/null; then
+      say "process $(basename "$(dirname "$cmdline")") ($(tr '\0' ' ' <"$cmdline" 2>/dev/null | cut -c1-60)…)"
+      return
+    fi
+  done
+  if grep -qsE "^imageServiceEndpoint:.*unix://$socket" /var/lib/kubelet/config.yaml; then say /var/lib/kubelet/config.yaml; fi
+}
+
 uninstall_all() {
-  local directory run_dir data_dir
+  local directory run_dir data_dir users
   if [ -d "$DEST" ]; then lock; fi
   APP=$(readlink -f "$CURRENT" 2>/dev/null || true)
   if [ -z "$APP" ] || [ ! -x "$APP/bin/node" ]; then
@@ -403,6 +415,10 @@ uninstall_all() {
     "$NODE" "$APP/admin/obdctl.js" --json check-config "$ours" >"$WORK/config.json" || die "nothing was changed"
     run_dir=$ROOT$("$NODE" -p 'JSON.parse(fs.readFileSync(process.argv[1], "utf8")).paths.run' "$WORK/config.json")
     data_dir=$ROOT$("$NODE" -p 'JSON.parse(fs.readFileSync(process.argv[1], "utf8")).paths.root' "$WORK/config.json")
+    if [ -z "$ROOT" ]; then
+      users=$(users_of_image_service "$("$NODE" -p 'JSON.parse(fs.readFileSync(process.argv[1], "utf8")).cri.socket' "$WORK/config.json")")
+      [ -z "$users" ] || die "$users still has this service for its images: point kubelet's image service back at containerd first; nothing was changed"
+    fi
     remove_stanza
     if has_systemd && [ -f "$UNIT" ]; then
       if systemctl is-active --quiet "$NAME"; then change "stop $NAME and unmount everything" stop_service; fi

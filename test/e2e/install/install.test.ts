@@ -267,7 +267,7 @@ describe('install.sh', () => {
     expect(fs.existsSync(at('opt'))).toBe(false);
   });
 
-  it('tells systemd what an earlier run, interrupted, did not: to read the unit again, and to take over the new version', () => {
+  it('makes good with systemd what an interrupted run did not, and does not uninstall under a kubelet that pulls through it', () => {
     const fake = join(root, 'systemctl');
     fs.writeFileSync(
       fake,
@@ -292,22 +292,27 @@ install() { : >/run/calls; "${join(release, 'install.sh')}" --prefix /run/app --
 install; echo ==
 echo yes >/run/needs-reload
 install; echo ==
-/run/app/current/bin/node -e 'setTimeout(() => {}, 600_000)' >/dev/null 2>&1 &
+/run/app/current/bin/node -e 'setTimeout(() => {}, 600_000)' kubelet --image-service-endpoint=unix:///run/overlaybd-sidecar/cri.sock >/dev/null 2>&1 &
 trap "kill $!" EXIT
 until readlink /proc/$!/exe | grep -q /run/app; do sleep 0.05; done
-install`;
+install; echo ==
+"${join(release, 'install.sh')}" --prefix /run/app --config /run/obd.toml --containerd-config /run/containerd.toml --uninstall 2>&1 || true`;
     const result = spawnSync('unshare', ['--mount', '--propagation', 'private', 'sh', '-euc', script], {
       encoding: 'utf8',
       timeout: 120_000,
       env: { ...process.env, PATH: `${root}:${process.env.PATH}` },
     });
     expect(result).toMatchObject({ status: 0, stderr: '' });
-    const [first, interrupted, whole] = result.stdout.split('==\n');
+    const [first, interrupted, whole, inUse] = result.stdout.split('==\n');
     expect(first).toContain('systemctl start overlaybd-sidecar\n');
     expect(interrupted).toContain('systemctl daemon-reload\n');
     expect(interrupted).toContain('systemctl reload overlaybd-sidecar\n');
     expect(whole).toContain('nothing to change\n');
     expect(whole).not.toContain('systemctl reload');
+    expect(inUse).toMatch(
+      /process \d+ .* still has this service for its images: point kubelet's image service back .*; nothing was changed\n/,
+    );
+    expect(inUse).not.toContain('remove ');
   });
 
   it.each([
