@@ -30,7 +30,8 @@ class ContentStore {
   readonly content = new Map<string, Buffer>();
   readonly ingests = new Map<string, Buffer>();
   readonly locked = new Set<string>();
-  refused = 0;
+  /** Leases of those who were told to wait. */
+  readonly refused = new Set<string>();
 
   readonly write = (stream: ServerDuplexStream<WriteContentRequest, unknown>): void => {
     let ref: string | undefined;
@@ -46,7 +47,7 @@ class ContentStore {
       if (ref === undefined) {
         if (this.content.has(message.expected)) return fail(ALREADY_EXISTS, `content ${message.expected}: already exists`);
         if (this.locked.has(message.ref)) {
-          this.refused += 1;
+          this.refused.add(String(stream.metadata.get('containerd-lease')[0]));
           return fail(UNAVAILABLE, `ref ${message.ref} locked for 1s (since now): unavailable`);
         }
         ref = message.ref;
@@ -96,9 +97,9 @@ afterEach(async () => {
   await scratch[Symbol.asyncDispose]();
 });
 
-function share(bring: SharedContent['bring'], signal = SIGNAL) {
+function share(bring: SharedContent['bring'], signal = SIGNAL, lease = 'l') {
   const content = { digest: DIGEST, sizeBytes: BYTES.length, labels: {}, ref: REF, bring };
-  return shareContent(channel, { namespace: 'k8s.io', lease: 'l' }, content, signal);
+  return shareContent(channel, { namespace: 'k8s.io', lease }, content, signal);
 }
 
 const never = (): never => {
@@ -113,8 +114,8 @@ test('of several who bring it one does, and the others wait for him', async () =
     await letGo.promise;
     return file;
   };
-  const all = [share(bring), share(bring), share(bring)];
-  await waitFor(() => store.refused >= 2, { what: 'the others to be refused' });
+  const all = ['a', 'b', 'c'].map((lease) => share(bring, SIGNAL, lease));
+  await waitFor(() => store.refused.size === 2, { what: 'the others to be refused' });
   letGo.resolve();
   expect((await Promise.all(all)).sort()).toEqual(['awaited', 'awaited', 'brought']);
   expect(brought).toBe(1);
@@ -164,7 +165,7 @@ test('who waits can give up, and a containerd that is away is an error', async (
   store.locked.add(REF);
   const stop = new AbortController();
   const waiting = share(never, stop.signal);
-  await waitFor(() => store.refused > 0, { what: 'the first refusal' });
+  await waitFor(() => store.refused.size > 0, { what: 'the first refusal' });
   stop.abort(new Error('enough'));
   await expect(waiting).rejects.toThrow();
   server.forceShutdown();
