@@ -60,10 +60,11 @@ export class Build {
     do {
       await this.pinImages();
       await this.makeRoom();
-      const images = pinnedOf(targetOf(this.record));
       if (this.record.settings.flash && this.record.status === 'Creating' && this.record.servedUs === null) {
-        if (await this.isUsableSoon(images)) this.serveUnfinished();
+        if (await this.isUsableSoon(pinnedOf(targetOf(this.record)))) this.serveUnfinished();
       }
+      // With the sizes that they proved to have by now.
+      const images = pinnedOf(targetOf(this.record));
       await this.prepareAll(images, 'whole');
       if (this.isDoneWith(images)) this.finish();
     } while (hasWork(this.record));

@@ -220,7 +220,18 @@ export class FakeNode {
     }
     const parts = image.layers.map(({ digest, sizeBytes }) => ({ name: digest as string, bytes: sizeBytes }));
     const bytes = this.unpackedBytes.get(image.reference);
-    return { fetchedBytes, held: bytes === undefined ? parts : [...parts, { name: `snapshot ${image.reference}`, bytes }] };
+    const taken = bytes === undefined ? parts : [...parts, { name: `snapshot ${image.reference}`, bytes }];
+    const neededBytes = taken.reduce((sum, part) => sum + part.bytes, 0);
+    if (neededBytes > reservationBytes) {
+      const details = { neededBytes, limitBytes: reservationBytes };
+      throw new AppError('ResourceExhausted', {
+        op: 'prepare',
+        subject: image.reference,
+        what: 'unpacked, larger than its reservation',
+        details,
+      });
+    }
+    return { fetchedBytes, held: taken };
   }
 
   private async waitAtGate(signal: AbortSignal): Promise<void> {

@@ -190,6 +190,15 @@ test('a flash cache that cannot be used before it is whole becomes whole all the
   expect(reasonsOf(caches.service, imageCacheId)).not.toContain('Retrying');
 });
 
+test('an unpacked image that fills most of a flash cache is measured against the same bound twice', async () => {
+  await using caches = host();
+  caches.node.push(fakeImage('registry.example/plain:1', ['p'], { layerMib: 6 * 1024 }));
+  caches.node.unpackedBytes.set('registry.example/plain:1', 10 * GIB);
+  const { imageCacheId } = await caches.service.create({ imageCacheName: 'plain', images: ['registry.example/plain:1'], flash: true });
+  await caches.settle();
+  expect(caches.service.get(imageCacheId)).toMatchObject({ status: 'Ready', progress: 100, images: [{ sizeBytes: 16 * GIB }] });
+});
+
 test('a kill in every state loses nothing: the work goes on, and each blob is fetched once', async () => {
   await using caches = host();
   caches.node.hold();
