@@ -3,6 +3,7 @@
  * database, which events do not wash out. Never a body: credentials are in bodies.
  */
 import { RateLimiterMemory, RateLimiterRes } from 'rate-limiter-flexible';
+import { describeError } from '../plugin/base/errors.ts';
 import type { Logger } from '../plugin/base/log.ts';
 
 /** Refusals written a minute: enough to see an attack; more would wash out the refusals before it. */
@@ -84,6 +85,11 @@ export class Audit {
     const path = entry.path.slice(0, MAX_PATH_CHARS);
     const record: AuditRecord = { kind, caller, action, path, status, requestId, leftOut, atUs: Date.now() * 1000 };
     this.log[kind === 'change' ? 'info' : 'warn']({ audit: true, caller, action, path, status, requestId }, auditEvent(record).message);
-    this.rows.append(record);
+    try {
+      this.rows.append(record);
+    } catch (error) {
+      // What was asked for is done or refused by now, whether the disk is full or not; the line above stays.
+      this.log.error({ requestId, reason: describeError(error) }, 'an entry of the audit log could not be stored');
+    }
   }
 }

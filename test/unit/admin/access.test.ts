@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
+import { Audit } from '../../../admin/audit.ts';
 import { type Scope, scopeOf } from '../../../admin/auth/scopes.ts';
 import { TokenFile } from '../../../admin/auth/token-file.ts';
 import { MAX_TOKENS } from '../../../admin/auth/tokens.ts';
@@ -247,6 +248,19 @@ describe('requests', () => {
     const { ask, audited } = behindTokens();
     for (let n = 0; n < 30; n += 1) await ask('wrong', 'GET', '/v1/status');
     expect(audited).toHaveLength(10);
+  });
+
+  it('are answered as they were done although a full disk takes no entry of the audit log', async () => {
+    const full = (): never => {
+      throw new Error('database or disk is full');
+    };
+    const lines: unknown[] = [];
+    const log = { ...silentLogger, error: (facts: unknown) => void lines.push(facts) } as typeof silentLogger;
+    const { ask, tokenFor, caches } = behindTokens({ audit: new Audit(log, { append: full, list: () => [] }) });
+    expect((await ask(tokenFor('cache'), 'POST', '/v1/image-caches', NEW)).status).toBe(201);
+    expect(caches.usage().usedImageCacheCount).toBe(1);
+    expect((await ask('wrong', 'GET', '/v1/status')).status).toBe(401);
+    expect(lines).toHaveLength(2);
   });
 
   it('are in the audit log page by page, changes apart from refusals', async () => {

@@ -73,7 +73,7 @@ export function fakeApp(overrides: Partial<AdminAppOptions> & { caches?: MemoryC
     const { type, subject, message } = auditEvent(record);
     audited.push(`${type} ${subject} ${message}`);
   });
-  const audit = new Audit(silentLogger, rows);
+  const audit = overrides.audit ?? new Audit(silentLogger, rows);
   const caches = overrides.caches ?? new MemoryCaches();
   const tokens = overrides.tokens ?? memoryTokens();
   const app = createAdminApp({
@@ -84,7 +84,7 @@ export function fakeApp(overrides: Partial<AdminAppOptions> & { caches?: MemoryC
     version: '0.1.0',
     log: silentLogger,
     ...overrides,
-    ...{ caches, tokens, audit: overrides.audit ?? audit },
+    ...{ caches, tokens, audit },
   });
   return { app, caches, tokens, audit, audited };
 }
