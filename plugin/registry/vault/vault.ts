@@ -8,11 +8,14 @@ import { AppError, isAppError } from '../../base/errors.ts';
 import { type Credential, type CredentialSource, credentialFingerprint } from '../credentials.ts';
 import { ADMIN_ORIGINS, bestEntry, entrySchema, type Origin, type OriginSources, POD_ORIGINS, type VaultEntry } from './entry.ts';
 import { Refusals } from './refusals.ts';
-import { readVault, type VaultPaths, vaultText } from './sealed-source.ts';
+import { MAX_VAULT_BYTES, readVault, type VaultPaths, vaultText } from './sealed-source.ts';
 import { readOrMakeKey, seal } from './sealing.ts';
 
 /** Repositories of private images on one node, several times over; a row is half a KiB. */
 export const MAX_VAULT_ENTRIES = 4_096;
+
+/** What the file has beside its entries: the seal and the frame of the document. */
+const FRAME_BYTES = 1024;
 
 /** That an entry is in use is written down this often: it only orders what goes first when the vault is full. */
 const USED_STEP_MS = 60 * 60_000;
@@ -28,20 +31,27 @@ function checkEntry(entry: NewEntry): void {
   throw new AppError('InvalidArgument', { op: 'store', subject: 'credential', what: `its ${field} is empty, too long or of another kind` });
 }
 
+/** In the file. */
+function bytesOf(entry: VaultEntry): number {
+  return Buffer.byteLength(JSON.stringify(entry)) + 1;
+}
+
 export class CredentialVault {
   private readonly paths: VaultPaths;
   private readonly clock: Clock;
   private readonly key: Uint8Array;
-  private readonly entries: Map<string, VaultEntry>;
+  private readonly maxBytes: number;
+  private readonly entries = new Map<string, VaultEntry>();
+  private entryBytes = 0;
   private readonly refusals: Refusals;
   private writing: Promise<void> | undefined;
   private isDirty = false;
 
-  private constructor(paths: VaultPaths, clock: Clock, key: Uint8Array, entries: readonly VaultEntry[]) {
+  private constructor(paths: VaultPaths, clock: Clock, key: Uint8Array, maxBytes: number) {
     this.paths = paths;
     this.clock = clock;
     this.key = key;
-    this.entries = new Map(entries.map((entry) => [entry.id, entry]));
+    this.maxBytes = maxBytes;
     this.refusals = new Refusals(() => clock.nowMs());
   }
 
@@ -49,16 +59,20 @@ export class CredentialVault {
    * Opens the vault and makes the key if there is none. `onLoss` is told when what was stored cannot be read; the vault is then empty.
    * Errors: FailedPrecondition (the key file is unfit).
    */
-  static async open(paths: VaultPaths, clock: Clock, onLoss: (error: AppError) => void): Promise<CredentialVault> {
-    const key = await readOrMakeKey(paths.keyFile);
-    let entries: VaultEntry[] = [];
+  static async open(
+    paths: VaultPaths,
+    clock: Clock,
+    onLoss: (error: AppError) => void,
+    maxBytes = MAX_VAULT_BYTES,
+  ): Promise<CredentialVault> {
+    const vault = new CredentialVault(paths, clock, await readOrMakeKey(paths.keyFile), maxBytes);
     try {
-      entries = await readVault(paths);
+      for (const entry of await readVault(paths)) vault.place(entry);
     } catch (error) {
       if (!isAppError(error, 'DataLoss')) throw error;
       onLoss(error);
     }
-    return new CredentialVault(paths, clock, key, entries);
+    return vault;
   }
 
   /**
@@ -78,9 +92,9 @@ export class CredentialVault {
       JSON.stringify(known.renewal) === JSON.stringify(entry.renewal);
     // A change of time alone is worth no flush of the disk.
     if (isSame && (!isUse || nowMs - known.usedMs < USED_STEP_MS)) return this.settled();
-    if (known === undefined) this.makeRoom();
-    this.entries.delete(entry.id);
-    this.entries.set(entry.id, { ...entry, savedMs: isSame ? known.savedMs : nowMs, usedMs: isUse ? nowMs : (known?.usedMs ?? nowMs) });
+    const next = { ...entry, savedMs: isSame ? known.savedMs : nowMs, usedMs: isUse ? nowMs : (known?.usedMs ?? nowMs) };
+    this.makeRoom(next, known);
+    this.place(next);
     await this.write();
   }
 
@@ -91,14 +105,14 @@ export class CredentialVault {
   async restore(id: string, entry: VaultEntry | undefined, wrong: Credential): Promise<void> {
     const now = this.entries.get(id);
     if (now === undefined || credentialFingerprint(now.credential) !== credentialFingerprint(wrong)) return;
-    if (entry === undefined) this.entries.delete(id);
-    else this.entries.set(id, entry);
+    if (entry === undefined) this.drop(id);
+    else this.place(entry);
     await this.write();
   }
 
   /** False when there is none of that id. */
   async delete(id: string): Promise<boolean> {
-    if (!this.entries.delete(id)) return false;
+    if (!this.drop(id)) return false;
     await this.write();
     return true;
   }
@@ -127,18 +141,41 @@ export class CredentialVault {
     return { ofPods: of(POD_ORIGINS), ofAdmin: of(ADMIN_ORIGINS) };
   }
 
-  /** For one more: what was put by hand stays; of the rest, the longest unused goes. */
-  private makeRoom(): void {
-    while (this.entries.size >= MAX_VAULT_ENTRIES) {
-      let oldest: VaultEntry | undefined;
-      for (const entry of this.entries.values()) {
-        if (entry.origin !== 'admin' && (oldest === undefined || entry.usedMs < oldest.usedMs)) oldest = entry;
-      }
-      if (oldest === undefined) {
-        throw new AppError('ResourceExhausted', { op: 'store', subject: 'credential', what: `there are ${MAX_VAULT_ENTRIES} already` });
-      }
-      this.entries.delete(oldest.id);
+  private place(entry: VaultEntry): void {
+    this.drop(entry.id);
+    this.entries.set(entry.id, entry);
+    this.entryBytes += bytesOf(entry);
+  }
+
+  private drop(id: string): boolean {
+    const entry = this.entries.get(id);
+    if (entry === undefined) return false;
+    this.entryBytes -= bytesOf(entry);
+    return this.entries.delete(id);
+  }
+
+  /**
+   * For `next` in the place of `known`: what was put by hand stays; of the rest, the longest unused goes. In bytes too: a file that is larger
+   * than readers take would cost every entry its place.
+   */
+  private makeRoom(next: VaultEntry, known: VaultEntry | undefined): void {
+    let count = this.entries.size + (known === undefined ? 1 : 0);
+    let bytes = FRAME_BYTES + this.entryBytes + bytesOf(next) - (known === undefined ? 0 : bytesOf(known));
+    const fits = (): boolean => count <= MAX_VAULT_ENTRIES && bytes <= this.maxBytes;
+    if (fits()) return;
+    const victims: VaultEntry[] = [];
+    const mayGo = [...this.entries.values()].filter((entry) => entry.origin !== 'admin' && entry !== known);
+    for (const entry of mayGo.sort((a, b) => a.usedMs - b.usedMs)) {
+      if (fits()) break;
+      victims.push(entry);
+      count -= 1;
+      bytes -= bytesOf(entry);
     }
+    if (!fits()) {
+      const what = `there would be ${count} with ${bytes} bytes; at most ${MAX_VAULT_ENTRIES} and ${this.maxBytes}`;
+      throw new AppError('ResourceExhausted', { op: 'store', subject: 'credential', what });
+    }
+    for (const { id } of victims) this.drop(id);
   }
 
   /** Resolves when all that is in memory is on disk too. */

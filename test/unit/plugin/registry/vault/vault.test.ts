@@ -154,6 +154,24 @@ test('is bounded: the longest unused goes first, what people put never', async (
   expect(vault.find(POD_ORIGINS, 'r.example', 'app5')).toBeUndefined();
 });
 
+test('is never larger than its readers take, however large secrets are; what was put by hand stays', async () => {
+  const vault = await CredentialVault.open(paths(), clock, noLoss, 8_192);
+  const large = (id: string, chars: number, more: Partial<NewEntry> = {}): Promise<void> => {
+    nowMs += 1;
+    return vault.put(entry(id, `r.example/${id}`, { credential: { username: 'u', password: 'x'.repeat(chars) }, ...more }));
+  };
+  await large('admin', 1_000, { origin: 'admin' });
+  for (let i = 0; i < 12; i += 1) await large(`pod${i}`, 1_000);
+  // In the place of a small one, too.
+  await large('pod11', 3_000);
+  expect((await fs.stat(paths().file)).size).toBeLessThanOrEqual(8_192);
+  const ids = (await readVault(paths())).map(({ id }) => id);
+  expect(ids).toEqual(expect.arrayContaining(['admin', 'pod10', 'pod11']));
+  expect(ids).not.toContain('pod0');
+  await expect(large('huge', 7_000)).rejects.toMatchObject({ code: 'ResourceExhausted' });
+  expect(vault.list().map(({ id }) => id)).toEqual(expect.arrayContaining(ids));
+});
+
 test('a vault of another key, or a damaged one, is empty and says so; a reader fails without a secret in its error', async () => {
   const first = await CredentialVault.open(paths(), clock, noLoss);
   await first.put(entry('a', 'r.example'));
