@@ -22,7 +22,7 @@ export interface Rights {
   /** `unknown`: the registry did not answer, or has no such image any more. */
   readonly verdict: 'granted' | 'refused' | 'unknown';
   readonly reason: string;
-  /** Of a refusal: not the registry's word, but what is made of its silence. */
+  /** Not the registry's word on these credentials, which it said nothing to, but what is made of its answer without: of no use to anybody. */
   readonly isInferred?: boolean;
   /** What the reference names now; when granted. */
   readonly digest?: string;
@@ -86,7 +86,7 @@ export class RightsChecker {
     if (early !== undefined && !early.isSilent) return early;
     const [rights, control] = await Promise.all([own, this.asked(reference, object, undefined)]);
     if (!rights.isSilent || control.verdict === 'unknown') return rights;
-    if (control.verdict === 'granted') return control;
+    if (control.verdict === 'granted') return { ...control, isInferred: true };
     return { verdict: 'refused', reason: `${rights.reason}; without credentials it answers`, isInferred: true };
   }
 

@@ -101,8 +101,8 @@ export class AutoCreator {
     const candidates = image === missed.image ? missed.candidates : await this.candidatesFor(missed.pod, image, reference);
     if (imageRights === 'off') return { image, host: reference.host, candidate: candidates[0] };
     for (const candidate of candidates.length === 0 ? [undefined] : candidates) {
-      const { verdict } = await rights.check(reference, undefined, candidate?.credential, signal);
-      if (verdict === 'granted') return { image, host: reference.host, candidate };
+      const { verdict, isInferred } = await rights.check(reference, undefined, candidate?.credential, signal);
+      if (verdict === 'granted') return { image, host: reference.host, candidate: isInferred === true ? undefined : candidate };
       // A registry that does not answer does not for others.
       if (verdict === 'unknown') return undefined;
     }

@@ -225,7 +225,7 @@ export class PullImageHandler {
     for (const candidate of candidates.length === 0 ? [undefined] : candidates) {
       const found = await rights.check(pull.reference, digest, candidate?.credential, pull.call.signal);
       reason = `${found.reason} (${candidate === undefined ? 'without credentials' : `with ${candidate.source}`})`;
-      if (found.verdict === 'granted') return { candidate, reason };
+      if (found.verdict === 'granted') return { candidate: found.isInferred === true ? undefined : candidate, reason };
       // A registry that does not answer does not for others.
       if (found.verdict === 'unknown') break;
       isRefused = true;
@@ -275,7 +275,8 @@ export class PullImageHandler {
     for (const candidate of candidates) {
       if (performance.now() >= untilMs) return { candidate: unjudged ?? candidate, isSure: false };
       const { verdict, isInferred } = await this.options.rights.check(reference, undefined, candidate.credential, call.signal);
-      if (verdict === 'granted') return { candidate, isSure: true };
+      // Everybody may have it: what the registry said nothing to is kept for nobody, since others' reads would be made with it.
+      if (verdict === 'granted') return { candidate: isInferred === true ? undefined : candidate, isSure: true };
       if (verdict === 'unknown' || isInferred === true) unjudged ??= candidate;
     }
     return { candidate: unjudged, isSure: false };

@@ -489,6 +489,31 @@ describe('rights', () => {
     expect((await pull(A, { name: 'r', ...pod })).code).toBe(CODES.ok);
   });
 
+  test('credentials that break the connection are kept for nobody where the registry gives the image to everybody', async () => {
+    const id = await cacheOf('one', [A]);
+    pullable(B);
+    const requests: unknown[] = [];
+    const seen = Object.create(caches.service, {
+      autoCreate: {
+        value: (request: Parameters<typeof caches.service.autoCreate>[0]) => {
+          requests.push(request);
+          return caches.service.autoCreate(request);
+        },
+      },
+    }) as typeof caches.service;
+    const askRegistry: CriDependencies['askRegistry'] = async ({ host, repository }, object, credential) => {
+      if (credential !== undefined) throw new AppError('Unavailable', { op: 'resolve', subject: object, what: 'the connection broke' });
+      return caches.node.registry.get(`${host}/${repository}:${object}`)?.digest ?? object;
+    };
+    await restart({}, { caches: seen, askRegistry });
+    const auth = { username: 'u', password: 'x'.repeat(60_000) };
+    expect((await pull(A, { name: 'p', annotations: { [PIN]: id }, auth })).code).toBe(CODES.ok);
+    expect((await pull(B, { name: 'q', auth })).code).toBe(CODES.ok);
+    expect(vault.list().map(({ prefix }) => prefix)).toEqual([]);
+    await waitFor(() => requests.length > 0, { what: 'the request' });
+    expect(requests).toEqual([expect.objectContaining({ images: [B], credentials: [] })]);
+  });
+
   test('a consent is believed for a while, a registry that is away costs only the check; "strict" and "off" say otherwise', async () => {
     const id = await cacheOf('one', [A]);
     const annotations = { [PIN]: id };
