@@ -26,6 +26,8 @@ const MEASURE_MS = 1000;
 /** How long it is waited, for one image, that somebody else unpacks what he brought; a layer of 1 GiB takes 10 s. */
 const UNPACK_PATIENCE_MS = 60_000;
 const UNPACK_LOOK_MS = 200;
+/** While somebody is at work it is asked seldom whether he still is: containerd asks the snapshotter about every snapshot that it has. */
+const LOOKS_PER_LIST = 10;
 
 /** A registry that answers sends something within this, however busy the node is. */
 const STILL_MS = 15_000;
@@ -239,12 +241,17 @@ class Build {
   private async isUnpackedByOthers(layer: Layer, idleLooks: number): Promise<boolean> {
     const { client, signal } = this.parts;
     const { namespace, snapshotter, buildLease } = this.work;
-    for (let idle = 0; this.patienceMs > 0; this.patienceMs -= UNPACK_LOOK_MS) {
+    let idle = 0;
+    for (let untilList = 0; this.patienceMs > 0; this.patienceMs -= UNPACK_LOOK_MS) {
       if (await this.isThere(layer)) return true;
-      const keys = await client.unpackingOf(namespace, snapshotter, layer.chainId, signal);
-      // Those of an earlier attempt at this work, which was killed, are nobody's.
-      if (keys.every((key) => key.startsWith(`${buildLease}-`))) idle += 1;
-      if (idle >= idleLooks) break;
+      if (untilList > 0) untilList -= 1;
+      else {
+        const keys = await client.unpackingOf(namespace, snapshotter, layer.chainId, signal);
+        // Those of an earlier attempt at this work, which was killed, are nobody's.
+        if (keys.every((key) => key.startsWith(`${buildLease}-`))) idle += 1;
+        else untilList = LOOKS_PER_LIST - 1;
+        if (idle >= idleLooks) break;
+      }
       await delay(UNPACK_LOOK_MS, undefined, { signal });
     }
     return this.isThere(layer);

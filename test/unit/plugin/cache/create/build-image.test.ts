@@ -30,7 +30,7 @@ function work(of: Image): Work {
 /** containerd in memory; `lazy`: chain ids that the snapshotter serves without a download. */
 function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?: number; diffIds?: readonly Digest[] } = {}) {
   /** What somebody else who pulls has brought, and what he unpacks: chain ids, each for so many looks more. */
-  const others = { content: new Set<string>(), unpacking: new Map<string, number>(), helps: false };
+  const others = { content: new Set<string>(), unpacking: new Map<string, number>(), lists: 0, helps: false };
   const content = new Map<string, { bytes: Uint8Array; labels: Record<string, string> }>();
   const snapshots = new Map<string, number>();
   const leased: string[] = [];
@@ -61,15 +61,19 @@ function containerd(of: Image, options: { lazy?: readonly string[]; layerBytes?:
       return 'brought';
     },
     unpackingOf: async (_: string, _s: string, chainId: string) => {
-      const looks = others.unpacking.get(chainId) ?? 0;
-      others.unpacking.set(chainId, looks - 1);
-      if (looks === 1) snapshots.set(chainId, options.layerBytes ?? 100);
-      return [...active, ...(looks > 0 ? ['extract-1 of somebody'] : [])];
+      others.lists += 1;
+      return [...active, ...(others.unpacking.has(chainId) ? ['extract-1 of somebody'] : [])];
     },
     labelContent: async (_: string, digest: string, labels: Record<string, string>) =>
       void Object.assign(content.get(digest)!.labels, labels),
     addToLease: async (_: string, lease: string, { id }: { id: string }) => void leased.push(`${lease} ${id}`),
-    hasSnapshot: async (_: string, _s: string, key: string) => snapshots.has(key),
+    hasSnapshot: async (_: string, _s: string, key: string) => {
+      const looks = others.unpacking.get(key) ?? 0;
+      others.unpacking.delete(key);
+      if (looks > 1) others.unpacking.set(key, looks - 1);
+      if (looks === 1) snapshots.set(key, options.layerBytes ?? 100);
+      return snapshots.has(key);
+    },
     prepareSnapshot: async (_: unknown, { key, labels }: { key: string; labels: Record<string, string> }) => {
       const chainId = labels['containerd.io/snapshot.ref']!;
       if (options.lazy?.includes(chainId)) {
@@ -151,7 +155,7 @@ test('a layer that somebody else brings and unpacks at the same time is neither 
   const world = containerd(of);
   const [first] = chains(of);
   world.others.content.add(of.layers[0]!.digest);
-  world.others.unpacking.set(first!, 2);
+  world.others.unpacking.set(first!, 6);
   const made = await buildImage(work(of), world.parts);
   const [, second] = of.layers;
   expect(world.fetched).toEqual([second!.digest]);
@@ -159,6 +163,8 @@ test('a layer that somebody else brings and unpacks at the same time is neither 
   expect(world.told).toEqual([`${of.layers[0]!.digest} here`, `${second!.digest} unpacked`]);
   expect(made.unpacked).toHaveLength(2);
   expect(world.active.size).toBe(0);
+  // For each list containerd asks the snapshotter about every snapshot of the node.
+  expect(world.others.lists).toBe(1);
 });
 
 test('a layer that somebody else brought and nobody unpacks is unpacked here', async () => {
