@@ -247,11 +247,11 @@ export class Uploader {
     throw peerError('Unavailable', this.session.purposeOf(state.endpoint, call), `has ${stand} bytes after ${end} were sent`);
   }
 
-  /** 416: the registry stands elsewhere than we think; 404: it has forgotten the upload. Asking it puts both right. */
+  /** 416: the registry stands elsewhere than we think; 404, 410: it has forgotten the upload. Asking it puts both right. */
   private stepError(state: UploadState, call: RegistryCall, head: ExchangeHead, body: Uint8Array): AppError {
     const purpose = this.session.purposeOf(state.endpoint, call);
     if (head.status === 416) return peerError('Unavailable', purpose, 'stands at another offset of the upload');
-    if (head.status === 404 || head.status === 410) return peerError('Unavailable', purpose, 'has forgotten the upload');
+    if (isForgotten(head)) return peerError('Unavailable', purpose, 'has forgotten the upload');
     return this.session.statusError(state.endpoint, call, head, body);
   }
 
@@ -282,7 +282,7 @@ export class Uploader {
         if (headerOf(head.headers, 'location') !== undefined) state.location = this.locationOf(state.endpoint, call, head);
         return Math.min(rangeEnd(head) ?? 0, blob.sizeBytes);
       }
-      if (head.status !== 404 && head.status !== 400) throw this.session.statusError(state.endpoint, call, head);
+      if (!isForgotten(head) && head.status !== 400) throw this.session.statusError(state.endpoint, call, head);
       return this.restart(state, blob, signal);
     });
   }
@@ -294,6 +294,10 @@ export class Uploader {
     state.location = (await this.start(state.endpoint, repository, blob.digest, signal)).location;
     return 0;
   }
+}
+
+function isForgotten({ status }: ExchangeHead): boolean {
+  return status === 404 || status === 410;
 }
 
 /** Answers of a server that has no such request at all. */

@@ -62,11 +62,11 @@ test('a broken stream goes on where the registry stands', async () => {
   expect(registry.api.blobs.get(sha256(blob))?.equals(blob)).toBe(true);
 });
 
-test('an upload that the registry forgot begins anew; one whose last answer was lost is done', async () => {
+test.each([404, 410])('an upload that the registry forgot (%i) begins anew; one whose last answer was lost is done', async (status) => {
   const { registry, client, repository } = await start();
   const blob = randomBlob(5_000_000);
-  registry.inject({ method: 'PATCH', path: /uploads/, effect: { kind: 'status', status: 500 } });
-  registry.inject({ method: 'GET', path: /uploads/, effect: { kind: 'status', status: 404 } });
+  registry.inject({ method: 'PATCH', path: /uploads/, effect: { kind: 'status', status: status === 404 ? 500 : status } });
+  registry.inject({ method: 'GET', path: /uploads/, effect: { kind: 'status', status } });
   expect(await client.uploadBlob(repository, identity(blob), from(blob))).toBe('uploaded');
   expect(methods(registry)).toEqual(['HEAD', 'POST', 'PATCH', 'GET', 'HEAD', 'POST', 'PATCH', 'PUT']);
 
