@@ -84,11 +84,14 @@ export function deviceReader(layers: readonly StackLayer[]): (offset: number, le
   };
 }
 
-/** Writes the device of a stack of layers as a sparse file of `sizeBytes`. */
+/** fsck.erofs 1.5 looks for attributes behind every inode, also behind one without any that ends with the last block. */
+const ROOM_BEHIND_BYTES = 4096;
+
+/** Writes the device of a stack of layers, of which `sizeBytes` are used, as a sparse file; devices are always larger than that. */
 export function writeDevice(layers: readonly StackLayer[], sizeBytes: number, target: string): void {
   const read = deviceReader(layers);
   const fd = openSync(target, 'w');
-  ftruncateSync(fd, sizeBytes);
+  ftruncateSync(fd, sizeBytes + ROOM_BEHIND_BYTES);
   const step = 1024 * 1024;
   const zeros = Buffer.alloc(step);
   for (let at = 0; at < sizeBytes; at += step) {
