@@ -33,6 +33,9 @@ const LOOKS_PER_LIST = 10;
 const STILL_MS = 15_000;
 const STILL_LOOK_MS = 500;
 
+/** What containerd's unpacker calls a snapshot in which it works. */
+const PULL_KEY_PREFIX = 'extract-';
+
 /** What containerd gives to remote snapshotters begins with this. */
 const SNAPSHOT_PREFIX = 'containerd.io/snapshot/';
 const LABEL_CHAIN_REF = 'containerd.io/snapshot.ref';
@@ -204,8 +207,7 @@ class Build {
     }
     try {
       const { how, fetchedBytes } = await this.bring(layer);
-      // Who has just brought it needs a moment before he unpacks it.
-      if (how !== 'brought' && (await this.isUnpackedByOthers(layer, how === 'awaited' ? 3 : 1))) {
+      if (how !== 'brought' && (await this.isUnpackedByOthers(layer, key, how))) {
         await this.account(layer);
         onLayer({ digest, sizeBytes }, 'here');
         return 0;
@@ -235,20 +237,24 @@ class Build {
   }
 
   /**
-   * Who pulls the layer now (a pod) unpacks it too: waited for, for a while, so that it is not done twice. `idleLooks`: how often nobody may
-   * be seen at work before nobody is expected.
+   * Who pulls the layer now (a pod) unpacks it too: waited for, for a while, so that it is not done twice. Whoever brought it while this
+   * waited waits for nobody; where it was there before, works for two caches would wait for each other, so one of them goes ahead.
    */
-  private async isUnpackedByOthers(layer: Layer, idleLooks: number): Promise<boolean> {
+  private async isUnpackedByOthers(layer: Layer, ownKey: string, how: Exclude<Sharing, 'brought'>): Promise<boolean> {
     const { client, signal } = this.parts;
     const { namespace, snapshotter, buildLease } = this.work;
+    // Those of an earlier attempt at this work, which was killed, are nobody's.
+    const isAwaited = (key: string): boolean =>
+      key.startsWith(PULL_KEY_PREFIX) || (!key.startsWith(`${buildLease}-`) && (how === 'awaited' || key < ownKey));
+    // How often nobody may be seen at work before nobody is expected: who has just brought it needs a moment before he unpacks it.
+    const idleLooks = how === 'awaited' ? 3 : 1;
     let idle = 0;
     for (let untilList = 0; this.patienceMs > 0; this.patienceMs -= UNPACK_LOOK_MS) {
       if (await this.isThere(layer)) return true;
       if (untilList > 0) untilList -= 1;
       else {
         const keys = await client.unpackingOf(namespace, snapshotter, layer.chainId, signal);
-        // Those of an earlier attempt at this work, which was killed, are nobody's.
-        if (keys.every((key) => key.startsWith(`${buildLease}-`))) idle += 1;
+        if (!keys.some(isAwaited)) idle += 1;
         else untilList = LOOKS_PER_LIST - 1;
         if (idle >= idleLooks) break;
       }

@@ -178,6 +178,17 @@ test('a layer that somebody else brought and nobody unpacks is unpacked here', a
   expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
 });
 
+test('of two caches that unpack what is there at once one goes ahead', async () => {
+  const of = await image();
+  const world = containerd(of);
+  for (const { digest } of of.layers) world.content.set(digest, { bytes: new Uint8Array(), labels: {} });
+  // Another cache's work, which waits for this one, as its name comes later.
+  world.active.add('other-lease-1 of another cache');
+  await buildImage(work(of), world.parts);
+  expect(world.fetched).toEqual([]);
+  expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
+});
+
 test.each([true, false])('a layer that does not come is left to others who want it (they do: %s), and waited for again', async (helps) => {
   const of = await image();
   const world = containerd(of);
