@@ -25,12 +25,14 @@ import { dataPath, isWholeBlobDir, mapPath } from './blob-dir.ts';
 import { BlobHandle } from './blob-handle.ts';
 import { blobKeyOf } from './blob-key.ts';
 import { NEW_BLOB_BYTES, openLocal, openStored } from './blob-opener.ts';
+import { CheckpointTimer } from './checkpoint-timer.ts';
 import { DiskHealth } from './disk-health.ts';
 import { DiskTree } from './disk-tree.ts';
 import { hashFile } from './hash-file.ts';
 import { Ledger, type Reservation } from './ledger.ts';
 import { KeyedMutex, Mutex } from './mutex.ts';
 import { presenceBytesOf } from './presence.ts';
+import { StoreRoom } from './room.ts';
 import type { StoreEvent } from './store-event.ts';
 import { type StoreFs, systemStoreFs } from './store-fs.ts';
 import { UnitCache } from './unit-cache.ts';
@@ -47,7 +49,7 @@ export interface ChunkStoreOptions {
   verifyUnit?: (blobId: number, unitIndex: number, bytes: Uint8Array) => boolean;
   /** Bound of the cache for units that disk has no room for. Default 64 MiB: about a thousand units, one start's worth. */
   memoryBytes?: number;
-  /** Delay from the first undurable unit to its checkpoint. Default 1 s: what a power cut may cost in fetches. */
+  /** Delay from the first undurable unit to its checkpoint. */
   checkpointMs?: number;
   fs?: StoreFs;
 }
@@ -72,6 +74,8 @@ export interface StoredBlob {
   use: 'open' | 'pinned' | 'idle';
 }
 
+/** What a power cut may cost in fetches. */
+const CHECKPOINT_MS = 1000;
 /** Shared memory for presence flags of all open blobs: enough for 16 TiB of layers; more is a hostile manifest. */
 const MAX_PRESENCE_BYTES = 256 * MIB + 64 * 1024;
 
@@ -86,9 +90,10 @@ export class ChunkStore {
   /** By key; referenced, or closing. */
   private readonly openBlobs = new Map<string, Blob>();
   private readonly keys = new KeyedMutex();
-  private readonly roomLock = new Mutex();
+  private readonly room: StoreRoom;
   private readonly verifyLock = new Mutex();
   private readonly closings = new Set<Promise<void>>();
+  private readonly checkpoints: CheckpointTimer;
   private readonly unreferencedListeners: ((blobId: number) => void)[] = [];
   private readonly removedListeners: ((key: string) => void)[] = [];
   private readonly stop = new AbortController();
@@ -96,7 +101,6 @@ export class ChunkStore {
   private presenceBytes = 0;
   private busy = 0;
   private onDrained: (() => void) | undefined;
-  private checkpointTimer: Promise<void> | undefined;
 
   private constructor(options: ChunkStoreOptions) {
     this.options = options;
@@ -106,6 +110,11 @@ export class ChunkStore {
     this.tree = new DiskTree(options.rootDir, this.fs, this.ledger, this.log);
     this.memory = new UnitCache(options.memoryBytes ?? 64 * MIB);
     this.health = new DiskHealth(options.clock, this.log, (event) => this.tell(event));
+    this.room = new StoreRoom({ ledger: this.ledger, tree: this.tree, health: this.health, keys: this.keys, closings: this.closings });
+    this.checkpoints = new CheckpointTimer(options.clock, options.checkpointMs ?? CHECKPOINT_MS, this.stop.signal, async () => {
+      await this.checkpoint();
+      return [...this.openBlobs.values()].some((blob) => blob.isDirty);
+    });
   }
 
   /** Scans the root (made if need be), clears up after a killed predecessor. Rejects with system errors of the root itself. */
@@ -274,27 +283,8 @@ export class ChunkStore {
    * Promises room for bytes that are about to be fetched, evicting idle blobs if need be. Undefined: there is none, and the bytes will
    * be kept in memory only. The reservation must be given to {@link write} or released.
    */
-  async reserve(bytes: number): Promise<Reservation | undefined> {
-    if (!this.health.mayTry()) return undefined;
-    const reservation = this.ledger.reserve(bytes);
-    if (reservation !== undefined) return reservation;
-    if (this.tree.idleCount === 0 && this.closings.size === 0) return this.noRoom(bytes);
-    return this.roomLock.run(async () => {
-      const excess = (): number => this.ledger.excessOf(bytes);
-      await this.tree.evict(excess, this.keys);
-      if (excess() > 0 && this.closings.size > 0) {
-        await Promise.allSettled(this.closings);
-        await this.tree.evict(excess, this.keys);
-      }
-      return this.ledger.reserve(bytes) ?? this.noRoom(bytes);
-    });
-  }
-
-  private noRoom(bytes: number): undefined {
-    const { usedBytes, reservedBytes, budgetBytes } = this.ledger;
-    const inUse = `${usedBytes} bytes in use and ${reservedBytes} reserved of ${budgetBytes}`;
-    this.health.outOfBudget(`no room for ${bytes} bytes: ${inUse}, nothing idle to evict`);
-    return undefined;
+  reserve(bytes: number): Promise<Reservation | undefined> {
+    return this.room.reserve(bytes);
   }
 
   /**
@@ -354,7 +344,7 @@ export class ChunkStore {
     for (let attempt = 1; ; attempt += 1) {
       try {
         if (!(await blob.write(offsetBytes, bytes))) return false;
-        if (blob.isDirty) this.scheduleCheckpoint();
+        if (blob.isDirty) this.checkpoints.schedule();
         if (this.health.degradedBy !== undefined) this.health.succeeded();
         return true;
       } catch (error) {
@@ -362,8 +352,7 @@ export class ChunkStore {
         if (code === undefined) throw error;
         // Others fill the same disk: give back what nobody uses, once, before living without.
         if (attempt === 1 && (code === 'ENOSPC' || code === 'EDQUOT') && this.tree.idleCount > 0) {
-          const targetBytes = this.ledger.usedBytes - bytes.length;
-          await this.roomLock.run(() => this.tree.evict(() => this.ledger.usedBytes - targetBytes, this.keys));
+          await this.room.evict(bytes.length);
           continue;
         }
         this.health.diskFailed(error, `write blob ${blob.digest}`);
@@ -377,24 +366,6 @@ export class ChunkStore {
       const unit = (offsetBytes + at) / FETCH_UNIT_BYTES;
       if (!blob.presence.isReadable(unit)) this.memory.put(blob.id, unit, bytes.subarray(at, at + FETCH_UNIT_BYTES));
     }
-  }
-
-  private scheduleCheckpoint(): void {
-    if (this.checkpointTimer !== undefined || this.stop.signal.aborted) return;
-    this.checkpointTimer = this.checkpointLater();
-  }
-
-  private async checkpointLater(): Promise<void> {
-    try {
-      await this.options.clock.sleep(this.options.checkpointMs ?? 1000, this.stop.signal);
-    } catch (reason) {
-      // The only way out of the sleep but time is close(), which makes the last checkpoint itself.
-      assert(this.stop.signal.aborted, String(reason));
-      return;
-    }
-    await this.checkpoint();
-    this.checkpointTimer = undefined;
-    for (const blob of this.openBlobs.values()) if (blob.isDirty) return this.scheduleCheckpoint();
   }
 
   /** Makes every present unit durable and sets the ledger right, one blob after the other (one disk flush at a time). */
@@ -474,10 +445,7 @@ export class ChunkStore {
 
   /** Removes idle blobs, least recently used first, until `bytes` are freed or none is left. */
   evict(bytes: number): Promise<{ blobs: number; bytes: number }> {
-    return this.roomLock.run(() => {
-      const usedBefore = this.ledger.usedBytes;
-      return this.tree.evict(() => bytes - (usedBefore - this.ledger.usedBytes), this.keys);
-    });
+    return this.room.evict(bytes);
   }
 
   /** The account as the store knows it; after a checkpoint it equals `du` (see {@link refreshUsage}). */
@@ -503,7 +471,7 @@ export class ChunkStore {
   /** Waits for writes under way, makes everything durable, closes all descriptors. No thread may read through the store any more. */
   async close(): Promise<void> {
     this.stop.abort();
-    await this.checkpointTimer;
+    await this.checkpoints.ended();
     if (this.busy > 0) await new Promise<void>((resolve) => (this.onDrained = resolve));
     await Promise.allSettled(this.closings);
     for (const blob of [...this.openBlobs.values()]) {
