@@ -264,14 +264,22 @@ describe('a registry in trouble', () => {
   });
 });
 
+/** A blob that mirror a, asked first, sends wrong, and mirror b right. */
+async function setUpTwoMirrors(seed: number, units: number) {
+  const parts = await setUp();
+  const bytes = bytesOf(seed, units * UNIT);
+  const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
+  parts.registry.add(source, bytes);
+  parts.registry.answer = ({ avoidMirrors: avoid }, found) => {
+    const isRight = avoid.includes('a.example') && !avoid.includes('b.example');
+    return isRight ? found : found.map((byte) => byte ^ 1);
+  };
+  return { ...parts, bytes, blob: await parts.store.acquire(source) };
+}
+
 describe('corrupt bytes in the store', () => {
   test('are fetched again from another mirror once; the same unit wrong again soon is an error', async () => {
-    const { registry, store, demand, scheduler, clock } = await setUp();
-    const bytes = bytesOf(30, 4 * UNIT);
-    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
-    registry.add(source, bytes);
-    const blob = await store.acquire(source);
-    registry.answer = (request, found) => (request.avoidMirrors.length === 0 ? found.map((byte) => byte ^ 1) : found);
+    const { registry, demand, scheduler, clock, blob, bytes } = await setUpTwoMirrors(30, 4);
     await demand(blob, 2);
     expect(read(blob, 2 * UNIT, 16)).not.toEqual(bytes.slice(2 * UNIT, 2 * UNIT + 16));
     const { signal } = new AbortController();
@@ -287,12 +295,7 @@ describe('corrupt bytes in the store', () => {
 
 describe('corrupt bytes from one of several mirrors', () => {
   test('are fetched again from another mirror than the one that sent them, whoever sent something since', async () => {
-    const { registry, store, demand, scheduler } = await setUp();
-    const bytes = bytesOf(31, 6 * UNIT);
-    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
-    registry.add(source, bytes);
-    const blob = await store.acquire(source);
-    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
+    const { registry, demand, scheduler, blob, bytes } = await setUpTwoMirrors(31, 6);
     await demand(blob, 0, 4);
     const { signal } = new AbortController();
     // The first repair makes b the last mirror that sent something; the others still came from a.
@@ -312,13 +315,7 @@ describe('corrupt bytes from one of several mirrors', () => {
 
 describe('a unit that is being repaired', () => {
   test('is repaired once for all readers who find it, and its neighbour that was repaired before stays', async () => {
-    const { registry, store, demand, scheduler } = await setUp();
-    const bytes = bytesOf(33, 6 * UNIT);
-    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
-    registry.add(source, bytes);
-    const blob = await store.acquire(source);
-    registry.answer = (request, found) =>
-      request.avoidMirrors.includes('a.example') && !request.avoidMirrors.includes('b.example') ? found : found.map((byte) => byte ^ 1);
+    const { registry, demand, scheduler, blob, bytes } = await setUpTwoMirrors(33, 6);
     await demand(blob, 0, 4);
     const { signal } = new AbortController();
     await scheduler.repair(blob, UNIT, 10, signal);
@@ -330,12 +327,7 @@ describe('a unit that is being repaired', () => {
   });
 
   test('is not fetched from the bad mirror by another reader who comes in between', async () => {
-    const { registry, store, demand, scheduler } = await setUp();
-    const bytes = bytesOf(32, 4 * UNIT);
-    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
-    registry.add(source, bytes);
-    const blob = await store.acquire(source);
-    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
+    const { demand, scheduler, blob, bytes } = await setUpTwoMirrors(32, 4);
     await demand(blob, 0, 2);
     const repaired = scheduler.repair(blob, 0, 10, new AbortController().signal);
     // Its bytes are gone already, and its own fetch is not under way yet.
@@ -348,12 +340,7 @@ describe('complete blobs that are not what their digest names', () => {
   const corruptCount = (events: { kind: string }[]): number => events.filter((event) => event.kind === 'blob-corrupt').length;
 
   test('are fetched again from another mirror', async () => {
-    const { registry, store, storeEvents, demand } = await setUp();
-    const bytes = bytesOf(60, 3 * UNIT);
-    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
-    registry.add(source, bytes);
-    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
-    const blob = await store.acquire(source);
+    const { storeEvents, demand, blob, bytes } = await setUpTwoMirrors(60, 3);
     await demand(blob, 0, 3);
     await vi.waitFor(() => expect(corruptCount(storeEvents)).toBe(1), 20_000);
     await vi.waitFor(() => expect(blob.isReadable(0)).toBe(false), 20_000);
@@ -363,12 +350,7 @@ describe('complete blobs that are not what their digest names', () => {
   });
 
   test('are fetched again from another mirror than the one that was found out, though another one sent something last', async () => {
-    const { registry, store, storeEvents, demand, scheduler } = await setUp();
-    const bytes = bytesOf(62, 4 * UNIT);
-    const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
-    registry.add(source, bytes);
-    registry.answer = (request, found) => (request.avoidMirrors.includes('a.example') ? found : found.map((byte) => byte ^ 1));
-    const blob = await store.acquire(source);
+    const { storeEvents, demand, scheduler, blob, bytes } = await setUpTwoMirrors(62, 4);
     await demand(blob, 0, 4);
     // A reader finds one unit wrong before the whole is verified; the others, still wrong, were not read.
     const { signal } = new AbortController();
