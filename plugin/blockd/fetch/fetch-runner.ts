@@ -130,6 +130,7 @@ export class FetchRunner {
     fetch.startedAtMs = nowMs;
     fetch.progressAtMs = nowMs;
     fetch.asked = undefined;
+    fetch.sentBy = undefined;
     for (const counters of [this.counters, blob.counters]) {
       counters.requests += 1;
       if (fetch.attempt > 1) counters.retries += 1;
@@ -151,6 +152,7 @@ export class FetchRunner {
         fetch.asked = mirror;
       };
       const servedBy = (mirror: string): void => {
+        fetch.sentBy = mirror;
         blob.lastMirror = mirror;
         blob.mirrors.set(fetch.firstUnit, fetch.endUnit, mirror);
       };
@@ -191,7 +193,7 @@ export class FetchRunner {
       this.requeue(fetch);
     } else if (error.code === 'DataLoss' && !fetch.hasLostData) {
       fetch.hasLostData = true;
-      const mirror = typeof error.details.mirror === 'string' ? error.details.mirror : blob.lastMirror;
+      const mirror = typeof error.details.mirror === 'string' ? error.details.mirror : fetch.sentBy;
       if (mirror !== undefined) fetch.avoidMirrors = [...fetch.avoidMirrors, mirror];
       this.log.write('warn', { digest: blob.handle.source.digest, err: error }, 'wrong bytes fetched; another mirror is asked');
       this.requeue(fetch);

@@ -31,6 +31,8 @@ export class Fetch {
   avoidMirrors: readonly string[];
   /** The mirror that the request under way was sent to, as far as that is known. */
   asked: string | undefined;
+  /** The mirror whose bytes came last: to blame when they are wrong. */
+  sentBy: string | undefined;
   /** Ends the request under way with a reason; set while running. */
   abort: ((reason: unknown) => void) | undefined;
 

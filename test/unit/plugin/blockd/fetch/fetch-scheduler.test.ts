@@ -4,15 +4,15 @@ import { FetchScheduler, type FetchSchedulerOptions } from '../../../../../plugi
 import type { FetchEvent } from '../../../../../plugin/blockd/fetch/fetch-types.ts';
 import { MissingList } from '../../../../../plugin/file/file.ts';
 import type { BlobHandle } from '../../../../../plugin/file/store/blob-handle.ts';
-import { bytesOf, openStore, read, scratchDir, sourceOf, UNIT } from '../../file/store/store-support.ts';
+import { bytesOf, openStore, read, scratchDir, sourceOf, type TestStore, UNIT } from '../../file/store/store-support.ts';
 import { FakeClock, FakeRegistry, runUntil, settle, watch } from './fetch-support.ts';
 
-async function setUp(options: Partial<FetchSchedulerOptions> & { budgetBytes?: number } = {}) {
+async function setUp(options: Partial<FetchSchedulerOptions> & { budgetBytes?: number; opened?: TestStore } = {}) {
   const clock = new FakeClock();
   const registry = new FakeRegistry();
   const events: FetchEvent[] = [];
-  const { budgetBytes, ...rest } = options;
-  const opened = await openStore({ rootDir: scratchDir(), clock, ...(budgetBytes === undefined ? {} : { budgetBytes }) });
+  const { budgetBytes, opened: given, ...rest } = options;
+  const opened = given ?? (await openStore({ rootDir: scratchDir(), clock, ...(budgetBytes === undefined ? {} : { budgetBytes }) }));
   const { store } = opened;
   const scheduler = new FetchScheduler({
     store,
@@ -265,8 +265,8 @@ describe('a registry in trouble', () => {
 });
 
 /** A blob that mirror a, asked first, sends wrong, and mirror b right. */
-async function setUpTwoMirrors(seed: number, units: number) {
-  const parts = await setUp();
+async function setUpTwoMirrors(seed: number, units: number, opened?: TestStore) {
+  const parts = await setUp(opened === undefined ? {} : { opened });
   const bytes = bytesOf(seed, units * UNIT);
   const source = { ...sourceOf(bytes), repositories: ['a', 'b'].map((host) => ({ host: `${host}.example`, repository: 'r' })) };
   parts.registry.add(source, bytes);
@@ -310,6 +310,31 @@ describe('corrupt bytes from one of several mirrors', () => {
       [0, 1, 3, 2].map((unit) => [unit, ['a.example']]),
     );
     await expect(scheduler.repair(blob, 2 * UNIT - 5, 10, signal)).rejects.toMatchObject({ code: 'DataLoss' });
+  });
+});
+
+describe('bytes that the store refuses', () => {
+  test('are fetched again from another mirror than the one that sent them, whoever answered another request meanwhile', async () => {
+    const bytes = bytesOf(34, 8 * UNIT);
+    const opened = await openStore({
+      rootDir: scratchDir(),
+      clock: new FakeClock(),
+      verifyUnit: (_, unit, found) => Buffer.compare(found, bytes.subarray(unit * UNIT, (unit + 1) * UNIT)) === 0,
+    });
+    const { registry, blob, demand } = await setUpTwoMirrors(34, 8, opened);
+    let release = (): void => {};
+    const { answer } = registry;
+    registry.answer = async (request, found) => {
+      // The second of two requests for the bad mirror's bytes is answered when the first was asked again, of the good one.
+      const isHeld = request.offsetBytes === 4 * UNIT && request.avoidMirrors.length === 0;
+      if (isHeld) await new Promise<void>((resolve) => (release = resolve));
+      return (await answer(request, found))!;
+    };
+    const held = demand(blob, 4);
+    await demand(blob, 0);
+    release();
+    await held;
+    for (const unit of [0, 4]) expect(read(blob, unit * UNIT, 16)).toEqual(bytes.slice(unit * UNIT, unit * UNIT + 16));
   });
 });
 
