@@ -6,7 +6,7 @@ import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
-import { getRequestListener } from '@hono/node-server';
+import { getRequestListener, RequestError } from '@hono/node-server';
 import { AppError, errnoOf } from '../plugin/base/errors.ts';
 import type { Audit } from './audit.ts';
 import { type Caller, NOBODY, SOCKET_CALLER } from './auth/scopes.ts';
@@ -30,6 +30,8 @@ export interface AdminServerOptions {
   /** `address` is host:port. The configuration has already refused what is not loopback unless allowed. */
   tcp?: { address: string; callerOf(token: string): Caller | undefined; audit: Audit };
   patience?: AdminPatience;
+  /** Told of what failed before the application had the request, and was no fault of the request. */
+  onFailure?: (error: unknown) => void;
 }
 
 export interface AdminServer extends AsyncDisposable {
@@ -66,9 +68,12 @@ export function withBearerTokens(app: AdminApp, { callerOf, audit }: NonNullable
 /** What the application may do with the connection of a request. */
 type Connection = Pick<AdminEnv['Bindings'], 'hangUpOnStall'>;
 
-/** A request that cannot be read at all: the one shape all the same. */
-function refuseUnreadable(cause: unknown): Response {
-  const error = new AppError('InvalidArgument', { op: 'read', subject: 'request', what: 'its address or its Host header is none', cause });
+/** A request that cannot be read at all, or what failed before the application had it: the one shape all the same. */
+function answerUnread(cause: unknown, onFailure: AdminServerOptions['onFailure']): Response {
+  const what = 'its address or its Host header is none';
+  const isUnreadable = cause instanceof RequestError;
+  if (!isUnreadable) onFailure?.(cause);
+  const error = isUnreadable ? new AppError('InvalidArgument', { op: 'read', subject: 'request', what, cause }) : cause;
   const { status, body, headers } = wireError(error, randomUUID());
   return Response.json(body, { status, headers });
 }
@@ -77,10 +82,11 @@ function refuseUnreadable(cause: unknown): Response {
 function createServer(
   fetch: (request: Request, connection: Connection) => Response | Promise<Response>,
   { requestMs, readerMs }: AdminPatience,
+  onFailure: AdminServerOptions['onFailure'],
 ): http.Server {
   const listener = getRequestListener(
     (request, { outgoing }) => fetch(request, { hangUpOnStall: () => void outgoing.setTimeout(readerMs, () => outgoing.destroy()) }),
-    { errorHandler: refuseUnreadable },
+    { errorHandler: (cause) => answerUnread(cause, onFailure) },
   );
   const connectionsCheckingInterval = Math.min(LATE_CHECK_MS, requestMs);
   const server = http.createServer({ requestTimeout: requestMs, headersTimeout: requestMs, connectionsCheckingInterval }, listener);
@@ -140,7 +146,7 @@ function end(server: http.Server): Promise<void> {
 }
 
 /** Starts listening. Throws FailedPrecondition when a place cannot be listened on; nothing is left open then. */
-export async function startAdminServer({ app, socketPath, tcp, patience = PATIENCE }: AdminServerOptions): Promise<AdminServer> {
+export async function startAdminServer({ app, socketPath, tcp, patience = PATIENCE, onFailure }: AdminServerOptions): Promise<AdminServer> {
   const servers: http.Server[] = [];
   const close = async (): Promise<void> => {
     await Promise.all(servers.map(end));
@@ -149,13 +155,13 @@ export async function startAdminServer({ app, socketPath, tcp, patience = PATIEN
   try {
     if (tcp !== undefined) {
       const { host, port } = splitAddress(tcp.address);
-      const server = createServer(withBearerTokens(app, tcp), patience);
+      const server = createServer(withBearerTokens(app, tcp), patience, onFailure);
       servers.push(server);
       await listen(server, tcp.address, () => server.listen({ host, port, exclusive: true }));
       const bound = server.address();
       tcpPort = typeof bound === 'object' && bound !== null ? bound.port : undefined;
     }
-    const server = createServer((request, connection) => app.fetch(request, { ...connection, caller: SOCKET_CALLER }), patience);
+    const server = createServer((request, connection) => app.fetch(request, { ...connection, caller: SOCKET_CALLER }), patience, onFailure);
     servers.push(server);
     await listenUnix(server, socketPath);
   } catch (error) {

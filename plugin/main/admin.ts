@@ -19,8 +19,9 @@ export function startAdmin({ socket, tcpListen, tcpTokenFile }: Config['admin'],
   const audit = new Audit(log, new AuditStore(database));
   const tokens = new Tokens(new TokenStore(database), systemClock);
   const app = createAdminApp({ ...services, tokens, audit, log });
-  if (tcpListen === undefined) return startAdminServer({ app, socketPath: socket });
+  const onFailure = (error: unknown): void => log.error({ err: error }, 'an admin request could not be looked at');
+  if (tcpListen === undefined) return startAdminServer({ app, socketPath: socket, onFailure });
   const file = tcpTokenFile === undefined ? undefined : new TokenFile(tcpTokenFile, log);
   const callerOf = (token: string) => tokens.callerOf(token) ?? file?.callerOf(token);
-  return startAdminServer({ app, socketPath: socket, tcp: { address: tcpListen, callerOf, audit } });
+  return startAdminServer({ app, socketPath: socket, onFailure, tcp: { address: tcpListen, callerOf, audit } });
 }

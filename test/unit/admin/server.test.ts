@@ -156,6 +156,27 @@ describe('admin server', () => {
     expect(caches.usage().usedImageCacheCount).toBe(0);
   });
 
+  it('says Internal, and nothing of why, when who asks cannot be found out', async () => {
+    const failures: unknown[] = [];
+    const server = await startAdminServer({
+      ...{ app, socketPath: join(directory, 'broken.sock'), onFailure: (error: unknown) => void failures.push(error) },
+      tcp: {
+        address: '127.0.0.1:0',
+        audit,
+        callerOf: () => {
+          throw new Error('disk I/O error at /secret/place');
+        },
+      },
+    });
+    servers.push(server);
+    const answer = await fetch(`http://127.0.0.1:${server.tcpPort}/v1/usage`, { headers: { authorization: `Bearer ${token}` } });
+    expect(answer.status).toBe(500);
+    const text = await answer.text();
+    expect(JSON.parse(text)).toMatchObject({ code: 'Internal' });
+    expect(text).not.toContain('secret');
+    expect(String(failures)).toContain('/secret/place');
+  });
+
   it('answers a request whose Host is none in the one shape', async () => {
     const socketPath = join(directory, 'host.sock');
     await start({ socketPath });
