@@ -146,8 +146,12 @@ export class SpanMaker {
         if (digests === undefined && corruptions !== this.corruptions) continue;
         if ('bug' in answer) throw new AppError('Internal', { op: 'inflate', subject: gzip.source.digest, what: answer.bug });
         if ('bytes' in answer) {
-          await this.keep(kept, layout.firstChunk[span]!, answer.bytes, units);
-          return;
+          const firstUnit = layout.firstChunk[span]!;
+          await this.keep(kept, firstUnit, answer.bytes, units);
+          if (digests !== undefined || corruptions === this.corruptions) return;
+          // All unchecked spans were forgotten while this one was on its way to the store, which may have it now.
+          await this.forget(kept, firstUnit * FETCH_UNIT_BYTES, answer.bytes.length);
+          continue;
         }
         await this.repair(source, span, place, answer.fault, repairs);
       }
@@ -197,6 +201,12 @@ export class SpanMaker {
       const at = (unit - firstUnit) * FETCH_UNIT_BYTES;
       await this.store.write(kept, unit * FETCH_UNIT_BYTES, bytes.subarray(at, at + FETCH_UNIT_BYTES), undefined);
     }
+  }
+
+  /** Takes bytes back, for every device that shares the blob. Without any it is never opened again: its key has gone with its last reader. */
+  private async forget(kept: BlobHandle, offsetBytes: number, lengthBytes: number): Promise<void> {
+    const holder = [...this.sources].find((source) => source.kept.blobId === kept.blobId);
+    if (holder !== undefined && lengthBytes > 0) await this.store.drop(holder.kept, offsetBytes, lengthBytes);
   }
 }
 

@@ -123,7 +123,26 @@ async function setUp({
   };
   const open = await OpenDevice.open('one', device.spec, parts, new AbortController().signal);
   onTestFinished(() => open.close());
-  return { open, parts, store, threads, close, rootDir };
+  return { open, parts, spans, store, threads, close, rootDir };
+}
+
+/**
+ * A byte that comes wrong until `end`. It lies in a stored block, near the end of the noise: nothing in gzip tells, until all of the
+ * layer is there. `plainAt`: where a device shows it, among 32 bytes.
+ */
+function wrongNoise(): { at: number; serve: Serve; plainAt: number; end: () => void } {
+  const at = gzip.length - 100_000;
+  let isWrong = true;
+  const serve: Serve = (bytes, { isGzip, offset }) => {
+    if (isWrong && isGzip && at >= offset && at < offset + bytes.length) bytes[at - offset]! ^= 1;
+    return bytes;
+  };
+  const plainAt = expected.indexOf(gzip.subarray(at - 16, at + 16));
+  expect(plainAt).toBeGreaterThan(0);
+  const end = (): void => {
+    isWrong = false;
+  };
+  return { at, serve, plainAt, end };
 }
 
 /** Reads as the main thread does for a worker that missed; undefined: an I/O error. */
@@ -243,19 +262,35 @@ describe('a span', () => {
   });
 
   test('without digests is forgotten when its layer turns out to be another one', async () => {
-    // The end of the noise lies in stored blocks: nothing in gzip tells, until all of the layer is there.
-    const at = gzip.length - 100_000;
-    let isWrong = true;
-    const serve: Serve = (bytes, { isGzip, offset }) => {
-      if (isWrong && isGzip && at >= offset && at < offset + bytes.length) bytes[at - offset]! ^= 1;
-      return bytes;
-    };
+    const { at, serve, plainAt, end } = wrongNoise();
     const { open, store } = await setUp({ device: unchecked, serve });
-    const wrongAt = await firstWrong(open);
-    expect(wrongAt).toBeGreaterThan(0);
-    isWrong = false;
+    const rightPlain = expected.subarray(plainAt, plainAt + 32);
+    expect((await readMissed(open, plainAt, 32))?.equals(rightPlain)).toBe(false);
+    end();
+    expect(open.handles[2]!.isReadable(Math.floor(at / UNIT))).toBe(true);
     await open.fetch([{ blobId: open.handles[2]!.blobId, offsetBytes: 0, lengthBytes: gzip.length }], new AbortController().signal);
-    await vi.waitFor(async () => expect(await firstWrong(open)).toBeUndefined(), 10_000);
+    await vi.waitFor(async () => expect((await readMissed(open, plainAt, 32))?.equals(rightPlain)).toBe(true), 10_000);
+    expect(await firstWrong(open)).toBeUndefined();
+    expect(store.usage().reservedBytes).toBe(0);
+  });
+
+  test('without digests is forgotten also when it is being written as its layer turns out to be another one', async () => {
+    const { serve, plainAt, end } = wrongNoise();
+    const { open, store, spans } = await setUp({ device: unchecked, serve });
+    const stored = open.handles[2]!;
+    const write = store.write.bind(store);
+    store.write = async (handle, ...rest) => {
+      if (open.handles.includes(handle)) return write(handle, ...rest);
+      store.write = write;
+      end();
+      // As when the layer has just become complete, and its digest is another one.
+      const forgotten = [spans.forgetUnchecked(stored.source.digest), store.drop(stored, 0, stored.sizeBytes)];
+      const written = await write(handle, ...rest);
+      await Promise.all(forgotten);
+      return written;
+    };
+    expect((await readMissed(open, plainAt, 32))?.equals(expected.subarray(plainAt, plainAt + 32))).toBe(true);
+    expect(await firstWrong(open)).toBeUndefined();
     expect(store.usage().reservedBytes).toBe(0);
   });
 
