@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
+import { endInput } from '../../support/child-input.ts';
 import { MemoryCaches } from '../../support/memory-caches.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { fakeApp, memoryRegistries } from './fake-app.ts';
@@ -38,7 +39,7 @@ function run(command: string, args: readonly string[], input = ''): Promise<Run>
     const child = execFile(command, args, { timeout: 50_000 }, (error, stdout, stderr) => {
       resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : -1, stdout, stderr });
     });
-    child.stdin?.end(input);
+    endInput(child.stdin!, input);
   });
 }
 /** With the tables that a terminal shows. */

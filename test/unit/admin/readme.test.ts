@@ -8,6 +8,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
+import { endInput } from '../../support/child-input.ts';
 import type { MemoryCaches } from '../../support/memory-caches.ts';
 import { type ApiDocument, operationOf, operationsOf } from '../../support/openapi.ts';
 import { readmeExamples, runExample } from '../../support/readme-examples.ts';
@@ -77,7 +78,7 @@ test('obdctl understands every command of the README, in its order', async () =>
       const args = words.map((word) => (word === 'REF' ? 'registry.example/team/app:1' : word));
       const child = spawn(process.execPath, [program, '--socket', scratch.join('admin.sock'), ...args], { timeout: 50_000 });
       let said = '';
-      child.stdin.end('secret\n');
+      endInput(child.stdin, 'secret\n');
       child.stdout.on('data', () => {
         // Followed for ever.
         if (args.includes('-f')) child.kill('SIGINT');
