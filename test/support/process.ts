@@ -149,7 +149,7 @@ export class Daemon implements AsyncDisposable {
   }
 
   /** Waits until `look` says ready; fails at once, with the log's end, when the process ends first. */
-  async waitReady(what: string, look: () => Promise<boolean>, timeoutMs = 30_000): Promise<void> {
+  async waitReady(what: string, look: () => Promise<boolean>, timeoutMs = 60_000): Promise<void> {
     let ended = false;
     await waitFor(
       async () => {
@@ -245,7 +245,7 @@ export function descendantsOf(pid: number, processes = allProcesses()): ProcessI
 }
 
 /** Sends SIGKILL to one process by pid and waits until it is gone (or a zombie of somebody else). */
-export async function killPid(pid: number, timeoutMs = 10_000): Promise<void> {
+export async function killPid(pid: number, timeoutMs = 30_000): Promise<void> {
   try {
     process.kill(pid, 'SIGKILL');
   } catch (error) {

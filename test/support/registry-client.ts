@@ -1,13 +1,17 @@
 /** What tests of the registry client share: random blobs, a client with short limits, and how a failure is looked at. */
 import { randomBytes } from 'node:crypto';
+import { type Clock, systemClock } from '../../plugin/base/clock.ts';
 import { AppError } from '../../plugin/base/errors.ts';
 import { RegistryClient, type RegistryClientOptions } from '../../plugin/registry/client.ts';
 import type { Repository } from '../../plugin/registry/reference.ts';
 
-/** A client that gives up on silence after 2 s (a busy machine needs longer than one thinks) and knows no proxies. */
+/** A client that gives up on silence after 20 s (a busy machine needs longer than one thinks) and knows no proxies. */
 export function testClient(options: RegistryClientOptions = {}): RegistryClient {
-  return new RegistryClient({ env: {}, headersTimeoutMs: 2000, bodyIdleTimeoutMs: 2000, ...options });
+  return new RegistryClient({ env: {}, headersTimeoutMs: 20_000, bodyIdleTimeoutMs: 20_000, ...options });
 }
+
+/** For clients whose pauses between attempts are not what a test is about. */
+export const hastyClock: Clock = { ...systemClock, sleep: async () => {} };
 
 /** Bytes that differ at each place. */
 export function randomBlob(sizeBytes: number): Buffer {
@@ -30,7 +34,7 @@ export async function failureOf(promise: Promise<unknown>): Promise<AppError> {
 }
 
 /** Polls until `condition` holds; fails after `timeoutMs`. */
-export async function until(condition: () => boolean, what: string, timeoutMs = 5_000): Promise<void> {
+export async function until(condition: () => boolean, what: string, timeoutMs = 30_000): Promise<void> {
   const endMs = Date.now() + timeoutMs;
   while (!condition()) {
     if (Date.now() > endMs) throw new Error(`waited ${timeoutMs} ms in vain: ${what}`);

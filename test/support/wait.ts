@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 export interface WaitOptions {
   /** What is waited for, as a person would say it; becomes the error's text. */
   what: string;
-  /** Milliseconds until the wait fails. */
+  /** Milliseconds until the wait fails; what is usual has to do on a machine that is ten times as busy as one thinks. */
   timeoutMs?: number;
   /** Milliseconds between two looks. */
   everyMs?: number;
@@ -17,7 +17,7 @@ export interface WaitOptions {
  * error becomes the cause of the failure.
  */
 export async function waitFor<T>(look: () => Promise<T | undefined | false> | T | undefined | false, options: WaitOptions): Promise<T> {
-  const { what, timeoutMs = 10_000, everyMs = 20, details } = options;
+  const { what, timeoutMs = 30_000, everyMs = 20, details } = options;
   const end = performance.now() + timeoutMs;
   let cause: unknown;
   for (;;) {

@@ -29,7 +29,7 @@ beforeAll(async () => {
   proxy = await startRegistryProxy({ upstream: registry.host, faults: [] });
   const config = { auths: Object.fromEntries([registry.host, proxy.host].map((host) => [host, USER])) };
   writeFileSync(join(dir, 'config.json'), JSON.stringify(config));
-  client = testClient({ credentials: dockerConfigSource(join(dir, 'config.json')), headersTimeoutMs: 5000, bodyIdleTimeoutMs: 5000 });
+  client = testClient({ credentials: dockerConfigSource(join(dir, 'config.json')) });
 });
 afterAll(async () => {
   await client?.close();

@@ -83,12 +83,18 @@ describe('Bearer', () => {
 
   test('wrong credentials are Unauthenticated, not retried for a second, and never quoted', async () => {
     const wrong = { username: 'puller', password: 'hunter2' };
-    const { registry, read } = await start({ auth }, { credentials: async () => wrong });
+    let nowMs = 0;
+    const clock = { nowMs: () => Date.now(), monotonicMs: () => nowMs, sleep: async () => {} };
+    const { registry, read } = await start({ auth }, { clock, credentials: async () => wrong });
     const error = await failureOf(read());
     expect(error.code).toBe('Unauthenticated');
     expect(describeError(error) + JSON.stringify(error)).not.toContain('hunter2');
+    nowMs += 999;
     await failureOf(read());
     expect(registry.requests('token').length).toBe(1);
+    nowMs += 1;
+    await failureOf(read());
+    expect(registry.requests('token').length).toBe(2);
   });
 
   test.each([400, 401, 403, 404])(
@@ -169,7 +175,7 @@ describe('Bearer', () => {
     expect(registry.requests('token').length).toBe(1);
     nowMs = 76_000;
     await read();
-    await expect.poll(() => registry.requests('token').length).toBe(2);
+    await expect.poll(() => registry.requests('token').length, { timeout: 30_000 }).toBe(2);
     expect(registry.log.filter((entry) => entry.status === 401).length).toBe(1);
   });
 

@@ -3,8 +3,9 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { type Digest, sha256 } from '../../../../plugin/base/digest.ts';
 import { encodeManifest, type Manifest } from '../../../../plugin/image/oci/manifest.ts';
 import { ARTIFACT_TYPE, MEDIA_TYPE } from '../../../../plugin/image/oci/media-types.ts';
+import type { RegistryClientOptions } from '../../../../plugin/registry/client.ts';
 import { type FaultRegistryOptions, startFaultRegistry } from '../../../support/fault-registry.ts';
-import { failureOf, randomBlob, repositoryOf, testClient } from '../../../support/registry-client.ts';
+import { failureOf, hastyClock, randomBlob, repositoryOf, testClient } from '../../../support/registry-client.ts';
 import { makeHostsDir } from '../../../support/registry-hosts.ts';
 
 const cleanUps: (() => Promise<void> | void)[] = [];
@@ -12,10 +13,10 @@ afterEach(async () => {
   for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
 });
 
-async function start(options: FaultRegistryOptions = {}) {
+async function start(options: FaultRegistryOptions = {}, clientOptions: RegistryClientOptions = {}) {
   const registry = await startFaultRegistry(options);
   cleanUps.push(() => registry.stop());
-  const client = testClient();
+  const client = testClient({ clock: hastyClock, ...clientOptions });
   cleanUps.push(() => client.close());
   return { registry, client, repository: repositoryOf(registry) };
 }
@@ -143,7 +144,7 @@ describe('whole blobs', () => {
   });
 
   test('a stream goes on after resets, stalls and truncation, from the byte where it broke', async () => {
-    const { registry, client, repository } = await start();
+    const { registry, client, repository } = await start({}, { bodyIdleTimeoutMs: 2_000 });
     registry.addBlob(blob);
     registry.inject({ effect: { kind: 'reset', afterBytes: 1_000_000 } });
     registry.inject({ effect: { kind: 'truncate', afterBytes: 500_000 } });
@@ -151,8 +152,11 @@ describe('whole blobs', () => {
     expect((await drain(client.streamBlob(repository, identity))).equals(blob)).toBe(true);
     const ranges = registry.log.map((entry) => entry.headers.range);
     expect(ranges[0]).toBeUndefined();
-    expect(ranges.slice(1).every((range) => /^bytes=\d+-$/.test(range ?? ''))).toBe(true);
-    expect(registry.log.length).toBe(4);
+    const starts = ranges.slice(1).map((range) => Number(/^bytes=(\d+)-$/.exec(range ?? '')?.[1]));
+    // Not just three: on a busy machine a good answer may seem to stall.
+    expect(starts.length).toBeGreaterThanOrEqual(3);
+    expect(starts).toEqual(starts.toSorted((a, b) => a - b));
+    expect(starts[0]).toBeGreaterThan(0);
   });
 
   test('a stream of wrong bytes ends with DataLoss', async () => {
@@ -184,7 +188,7 @@ describe('whole blobs', () => {
     const before = process.memoryUsage().arrayBuffers;
     for await (const chunk of client.streamBlob(repository, { digest, sizeBytes: large.length })) {
       expect(chunk.length).toBeGreaterThan(0);
-      await expect.poll(() => process.memoryUsage().arrayBuffers - before).toBeLessThan(32 * 1024 * 1024);
+      await expect.poll(() => process.memoryUsage().arrayBuffers - before, { timeout: 20_000 }).toBeLessThan(32 * 1024 * 1024);
       break;
     }
     expect((await drain(client.streamBlob(repository, { digest: registry.addBlob(blob), sizeBytes: blob.length }))).length).toBe(

@@ -77,6 +77,8 @@ describe('a range read and a registry that misbehaves', () => {
     } finally {
       await impatient.close();
     }
+    // On a busy machine the limit may be over before the registry has seen the request that the fault was for.
+    registry.faults.clear();
     await expectGoodRead();
   });
 

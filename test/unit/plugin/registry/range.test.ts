@@ -4,7 +4,7 @@ import { connect } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import type { RegistryClientOptions } from '../../../../plugin/registry/client.ts';
 import { type FaultRegistry, type FaultRegistryOptions, startFaultRegistry } from '../../../support/fault-registry.ts';
-import { failureOf, randomBlob, repositoryOf, testClient } from '../../../support/registry-client.ts';
+import { failureOf, randomBlob, repositoryOf, testClient, until } from '../../../support/registry-client.ts';
 import { makeHostsDir } from '../../../support/registry-hosts.ts';
 
 const cleanUps: (() => Promise<void> | void)[] = [];
@@ -166,7 +166,7 @@ describe('bounds', () => {
   test('connections per origin stay within the limit while all requests are served', async () => {
     const registry = await startRegistry({ latencyMs: 5 });
     const digest = registry.addBlob(blob);
-    const client = startClient({ connectionsPerOrigin: 4, headersTimeoutMs: 5000 });
+    const client = startClient({ connectionsPerOrigin: 4 });
     let most = 0;
     registry.faults.take = () => {
       most = Math.max(most, registry.log.filter((entry) => entry.status === 0).length);
@@ -178,21 +178,29 @@ describe('bounds', () => {
   });
 
   test('the 4,097th request under way is refused with ResourceExhausted', async () => {
-    const registry = await startRegistry({ latencyMs: 50 });
+    const registry = await startRegistry();
     const digest = registry.addBlob(blob);
-    const client = startClient({ headersTimeoutMs: 20_000 });
-    const all = Array.from({ length: 4100 }, () => client.fetchRange(repositoryOf(registry), digest, blob.length, 0, 10));
-    const results = await Promise.allSettled(all);
-    const refused = results.flatMap((result) => (result.status === 'rejected' ? [(result.reason as { code: string }).code] : []));
-    expect(refused).toEqual(['ResourceExhausted', 'ResourceExhausted', 'ResourceExhausted', 'ResourceExhausted']);
+    registry.inject({ effect: { kind: 'stall' }, times: 4096 });
+    const client = startClient({ headersTimeoutMs: 60_000 });
+    const refused: string[] = [];
+    const ask = async (): Promise<string> => {
+      const { code } = await failureOf(client.fetchRange(repositoryOf(registry), digest, blob.length, 0, 10));
+      if (code === 'ResourceExhausted') refused.push(code);
+      return code;
+    };
+    const all = Array.from({ length: 4100 }, ask);
+    await until(() => refused.length === 4, 'four to be refused');
+    await client.close();
+    expect((await Promise.all(all)).filter((code) => code === 'ResourceExhausted')).toHaveLength(4);
   });
 
   test('a client that was closed refuses, and requests under way fail', async () => {
-    const registry = await startRegistry({ latencyMs: 1000 });
+    const registry = await startRegistry();
     const digest = registry.addBlob(blob);
-    const client = testClient({ headersTimeoutMs: 5000 });
+    registry.inject({ effect: { kind: 'stall' } });
+    const client = testClient({ headersTimeoutMs: 60_000 });
     const reading = failureOf(client.fetchRange(repositoryOf(registry), digest, blob.length, 0, 10));
-    await expect.poll(() => registry.log.length).toBe(1);
+    await until(() => registry.log.length === 1, 'the request to arrive');
     await client.close();
     expect(['Unavailable', 'Canceled']).toContain((await reading).code);
     expect((await failureOf(client.fetchRange(repositoryOf(registry), digest, blob.length, 0, 10))).code).toBe('Canceled');

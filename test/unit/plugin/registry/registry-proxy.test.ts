@@ -14,7 +14,7 @@ async function start(options: Omit<Parameters<typeof startRegistryProxy>[0], 'up
   cleanUps.push(() => registry.stop());
   const proxy = await startRegistryProxy({ upstream: registry.host, ...options });
   cleanUps.push(() => proxy.close());
-  const client = testClient({ headersTimeoutMs: 5000, bodyIdleTimeoutMs: 5000 });
+  const client = testClient();
   cleanUps.push(() => client.close());
   const blob = randomBlob(1_000_000);
   const digest = registry.addBlob(blob);

@@ -5,7 +5,7 @@ import { AppError } from '../../../../plugin/base/errors.ts';
 import { encodeManifest } from '../../../../plugin/image/oci/manifest.ts';
 import { MEDIA_TYPE } from '../../../../plugin/image/oci/media-types.ts';
 import { type FaultRegistry, type FaultRegistryOptions, startFaultRegistry } from '../../../support/fault-registry.ts';
-import { failureOf, randomBlob, repositoryOf, testClient } from '../../../support/registry-client.ts';
+import { failureOf, hastyClock, randomBlob, repositoryOf, testClient } from '../../../support/registry-client.ts';
 import { makeHostsDir } from '../../../support/registry-hosts.ts';
 
 const cleanUps: (() => Promise<void> | void)[] = [];
@@ -17,7 +17,7 @@ const USER = { username: 'pusher', password: 'secret' };
 async function start(options: FaultRegistryOptions = {}) {
   const registry = await startFaultRegistry(options);
   cleanUps.push(() => registry.stop());
-  const client = testClient({ credentials: async () => USER });
+  const client = testClient({ clock: hastyClock, credentials: async () => USER });
   cleanUps.push(() => client.close());
   return { registry, client, repository: repositoryOf(registry) };
 }

@@ -143,7 +143,7 @@ test.each([
     const index = manifestOf(registry, result.targetDigest);
     expect(index).toMatchObject({ mediaType: MEDIA_TYPE.ociIndex, artifactType: ARTIFACT_TYPE.turbo, subject: { digest: source } });
     expect(index.manifests.map((entry: { platform: object }) => entry.platform)).toEqual(manifests.map(({ platform }) => platform));
-    await using client = testClient({ headersTimeoutMs: 5_000, bodyIdleTimeoutMs: 5_000 });
+    await using client = testClient();
     const twins: Digest[] = [result.targetDigest, ...index.manifests.map((entry: { digest: Digest }) => entry.digest)];
     for (const [i, subject] of [source, ...images.map((image) => image.manifest.digest)].entries()) {
       const listed = await client.listReferrers({ host: registry.host, repository: REPOSITORY }, subject, {

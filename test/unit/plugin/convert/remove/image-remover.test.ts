@@ -20,7 +20,7 @@ let makers: Map<string, Runtime>;
 beforeEach(async () => {
   users = new Map();
   makers = new Map();
-  client = testClient({ headersTimeoutMs: 20_000, bodyIdleTimeoutMs: 20_000 });
+  client = testClient();
   registry = await startFaultRegistry({ referrersApi: false });
 });
 afterEach(async () => {
