@@ -111,7 +111,7 @@ describe('admin API', () => {
         signal,
       }),
     );
-    await expect.poll(() => signals.length).toBe(MAX_MATERIALIZATIONS);
+    await expect.poll(() => signals.length, { timeout: 30_000 }).toBe(MAX_MATERIALIZATIONS);
     const refused = await post('{"reference":"a/b"}', app);
     expect(refused).toMatchObject({ status: 507, body: { code: 'ResourceExhausted', details: { retryAfterMs: 10_000 } } });
     for (const caller of callers) caller.abort();

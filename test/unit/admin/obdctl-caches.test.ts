@@ -2,12 +2,15 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { endInput } from '../../support/child-input.ts';
 import { MemoryCaches } from '../../support/memory-caches.ts';
 import { Scratch } from '../../support/scratch.ts';
 import { fakeApp, memoryRegistries } from './fake-app.ts';
+
+// Each test starts some ten processes, one after the other.
+vi.setConfig({ testTimeout: 300_000 });
 
 const program = join(import.meta.dirname, '../../../admin/obdctl.ts');
 const IMAGE = 'registry.example/team/app:1';
@@ -36,7 +39,7 @@ interface Run {
 
 function run(command: string, args: readonly string[], input = ''): Promise<Run> {
   return new Promise((resolve) => {
-    const child = execFile(command, args, { timeout: 50_000 }, (error, stdout, stderr) => {
+    const child = execFile(command, args, { timeout: 120_000 }, (error, stdout, stderr) => {
       resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : -1, stdout, stderr });
     });
     endInput(child.stdin!, input);
@@ -94,18 +97,18 @@ describe('caches', () => {
     try {
       let text = '';
       child.stdout.setEncoding('utf8').on('data', (chunk: string) => (text += chunk));
-      await expect.poll(() => text, { timeout: 40_000 }).toMatch(/Accepted: 1 images are to be cached\n$/);
+      await expect.poll(() => text, { timeout: 120_000 }).toMatch(/Accepted: 1 images are to be cached\n$/);
       caches.advance(id, 'Creating', 40);
       caches.advance(id, 'Ready', 100);
       await expect
-        .poll(() => text, { timeout: 40_000 })
+        .poll(() => text, { timeout: 120_000 })
         .toMatch(/Creating 40 % {2}Creating: [^\n]*\n[^\n]*Ready {2}Ready: the cache is Ready, 100 %\n$/);
       expect(text.match(/Accepted/g)).toHaveLength(1);
     } finally {
       child.kill('SIGKILL');
     }
     const failing = obdctl(['cache', 'create', 'bad', IMAGE, '--wait']);
-    await expect.poll(() => caches.list({ imageCacheName: 'bad' }).totalCount, { timeout: 40_000 }).toBe(1);
+    await expect.poll(() => caches.list({ imageCacheName: 'bad' }).totalCount, { timeout: 120_000 }).toBe(1);
     caches.advance(caches.list({ imageCacheName: 'bad' }).caches[0]!.imageCacheId, 'Failed', 10, { failure: 'too big' });
     expect((await failing).code).toBe(1);
   });
@@ -116,19 +119,19 @@ function following(...args: string[]) {
   const child = spawn(process.execPath, [program, '-o', 'table', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
   const said = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const) child[name].setEncoding('utf8').on('data', (chunk: string) => (said[name] += chunk));
-  return { said, child, ended: once(child, 'exit'), [Symbol.dispose]: () => void child.kill('SIGKILL') };
+  return { said, child, ended: once(child, 'close'), [Symbol.dispose]: () => void child.kill('SIGKILL') };
 }
 
 describe('waiting', () => {
   it('is left by Ctrl-C, which says what goes on', async () => {
     using waiting = following('--socket', socket, 'cache', 'create', 'long', IMAGE, '--wait');
-    await expect.poll(() => waiting.said.stdout, { timeout: 40_000 }).toContain('Accepted');
+    await expect.poll(() => waiting.said.stdout, { timeout: 120_000 }).toContain('Accepted');
     waiting.child.kill('SIGINT');
     expect(await waiting.ended).toEqual([130, null]);
     expect(waiting.said.stderr).toBe('\nobdctl: long goes on being made; `obdctl cache events long -f` follows it\n');
     expect(caches.list({ imageCacheName: 'long' }).totalCount).toBe(1);
     using events = following('--socket', socket, 'cache', 'events', 'long', '-f');
-    await expect.poll(() => events.said.stdout, { timeout: 40_000 }).toContain('Accepted');
+    await expect.poll(() => events.said.stdout, { timeout: 120_000 }).toContain('Accepted');
     events.child.kill('SIGINT');
     expect(await events.ended).toEqual([null, 'SIGINT']);
     expect(events.said.stderr).toBe('');
@@ -141,12 +144,12 @@ describe('waiting', () => {
     const { imageCacheId: id } = await own.create({ imageCacheName: 'web', images: [IMAGE] });
     const first = await startAdminServer({ app, socketPath: restarted });
     using events = following('--socket', restarted, 'cache', 'create', 'other', IMAGE, '--wait');
-    await expect.poll(() => events.said.stdout, { timeout: 40_000 }).toContain('Accepted');
+    await expect.poll(() => events.said.stdout, { timeout: 120_000 }).toContain('Accepted');
     await first.close();
     const other = own.list({ imageCacheName: 'other' }).caches[0]!.imageCacheId;
     own.advance(other, 'Creating', 50);
     await using _second = await startAdminServer({ app, socketPath: restarted });
-    await expect.poll(() => events.said.stdout, { timeout: 40_000 }).toContain('Creating 50 %');
+    await expect.poll(() => events.said.stdout, { timeout: 120_000 }).toContain('Creating 50 %');
     await own.delete(other);
     expect(await events.ended).toEqual([1, null]);
     expect(events.said.stdout.match(/Accepted/g)).toHaveLength(1);

@@ -2,7 +2,7 @@
 import { execFile } from 'node:child_process';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { sha256 } from '../../../plugin/base/digest.ts';
 import { buildImage, layerOfEntries } from '../../support/oci-image.ts';
@@ -10,6 +10,9 @@ import { Scratch } from '../../support/scratch.ts';
 import { tarOf } from '../../support/tar.ts';
 import { fakeApp } from './fake-app.ts';
 import { DONE, fakeConvert, JOB } from './fake-convert.ts';
+
+// Each test starts some ten processes, one after the other.
+vi.setConfig({ testTimeout: 300_000 });
 
 const program = join(import.meta.dirname, '../../../admin/obdctl.ts');
 let scratch: Scratch;
@@ -44,7 +47,7 @@ const tables = (...args: string[]) => obdctl('-o', 'table', ...args);
 
 function obdctl(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   return new Promise((resolve) => {
-    execFile(process.execPath, [program, '--socket', socket, ...args], { timeout: 30_000 }, (error, stdout, stderr) => {
+    execFile(process.execPath, [program, '--socket', socket, ...args], { timeout: 120_000 }, (error, stdout, stderr) => {
       resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : -1, stdout, stderr });
     });
   });

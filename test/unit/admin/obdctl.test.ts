@@ -2,10 +2,13 @@ import { execFile } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type AdminServer, startAdminServer } from '../../../admin/server.ts';
 import { fakeApp } from './fake-app.ts';
 import { fakeServices } from './fake-services.ts';
+
+// Each test starts some ten processes, one after the other.
+vi.setConfig({ testTimeout: 300_000 });
 
 const directory = mkdtempSync(join(tmpdir(), 'obd-ctl-'));
 const socket = join(directory, 'admin.sock');
@@ -33,7 +36,7 @@ const obdctl = (...args: string[]) => piped('-o', 'table', ...args);
 
 function piped(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   return new Promise((resolve) => {
-    execFile(process.execPath, [program, ...args], { timeout: 30_000 }, (error, stdout, stderr) => {
+    execFile(process.execPath, [program, ...args], { timeout: 120_000 }, (error, stdout, stderr) => {
       resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : -1, stdout, stderr });
     });
   });
@@ -66,7 +69,7 @@ describe('obdctl', () => {
     const onTerminal = (...args: string[]): Promise<string> => {
       const command = [process.execPath, program, '--socket', socket, ...args].map((word) => `'${word}'`).join(' ');
       return new Promise((resolve, reject) => {
-        const child = execFile('script', ['-qec', command, '/dev/null'], { timeout: 30_000 }, (error, stdout) =>
+        const child = execFile('script', ['-qec', command, '/dev/null'], { timeout: 120_000 }, (error, stdout) =>
           error === null ? resolve(stdout) : reject(error),
         );
         child.stdin?.end();

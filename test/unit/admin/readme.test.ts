@@ -43,7 +43,7 @@ afterAll(async () => {
   await scratch[Symbol.asyncDispose]();
 });
 
-test.each(examples)('%s', async (example) => {
+test.each(examples)('%s', { timeout: 130_000 }, async (example) => {
   const ID = caches.list().caches[0]?.imageCacheId ?? 'imc-none';
   const { status, type, body } = await runExample(example, { S: scratch.join('admin.sock'), ID, TOKEN_ID: tokenId });
   expect(status).toBeLessThan(300);
@@ -76,7 +76,7 @@ test('obdctl understands every command of the README, in its order', async () =>
     for (const { imageCacheId } of caches.list().caches) await caches.delete(imageCacheId);
     for (const words of readmeCommands()) {
       const args = words.map((word) => (word === 'REF' ? 'registry.example/team/app:1' : word));
-      const child = spawn(process.execPath, [program, '--socket', scratch.join('admin.sock'), ...args], { timeout: 50_000 });
+      const child = spawn(process.execPath, [program, '--socket', scratch.join('admin.sock'), ...args], { timeout: 120_000 });
       let said = '';
       endInput(child.stdin, 'secret\n');
       child.stdout.on('data', () => {
