@@ -6,6 +6,7 @@ import pLimit from 'p-limit';
 import { AppError, describeError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { formatBytes } from '../base/units.ts';
+import { unlessAborted } from '../base/unless-aborted.ts';
 import { ByteLedger } from './byte-ledger.ts';
 import { type CacheRecord, countedImages, hasWork, pinnedOf } from './cache-record.ts';
 import type { Catalogue } from './catalogue.ts';
@@ -59,9 +60,11 @@ export class Admission {
       const pool = this.parts.catalogue.ofOwner(owner);
       if (pool.length < max) return;
       // A failed automatic cache holds nothing and helps nobody.
-      const failed = owner === 'system' ? pool.filter((record) => record.status === 'Failed') : [];
-      const candidates = failed.length > 0 ? failed : pool.filter((record) => mayGiveWay(record) && !isBuilding(record));
-      const [victim] = await this.idle(candidates, signal);
+      const hasFailed = owner === 'system' && pool.some(isFailed);
+      const [victim] = await this.idle(
+        (record) => record.owner === owner && (hasFailed ? isFailed(record) : isDispensable(record)),
+        signal,
+      );
       if (victim === undefined) throw this.tooMany(owner, pool.length, max);
       await this.parts.remove(victim.id, `the quota of ${max} ${owner === 'user' ? 'manual' : 'automatic'} caches is reached`);
     }
@@ -72,7 +75,7 @@ export class Admission {
     const pool = this.parts.catalogue.ofOwner(owner);
     if (pool.length < this.maxCount(owner)) return true;
     if (this.maxCount(owner) === 0) return false;
-    return (await this.idle(pool.filter((record) => mayGiveWay(record) && !isBuilding(record)))).length > 0;
+    return (await this.idle((record) => record.owner === owner && isDispensable(record))).length > 0;
   }
 
   /** The error of a full pool. */
@@ -87,24 +90,30 @@ export class Admission {
     });
   }
 
-  /** Makes room for the bytes of a cache, which the ledger counts already. Automatic caches give way first. Throws QuotaExceeded. */
+  /**
+   * Makes room for the bytes of a cache, which the ledger counts already. Automatic caches give way first. Throws QuotaExceeded; the signal's
+   * reason at once, since whoever has the turn may be waiting for the end of this cache's work.
+   */
   roomForBytes(record: CacheRecord, signal: AbortSignal): Promise<void> {
-    return this.exclusive(async () => {
+    const work = async (): Promise<void> => {
       const { catalogue, limits } = this.parts;
-      if (catalogue.ledger.totalBytes <= limits.budgetBytes) return;
-      const others = catalogue.all().filter((other) => other.id !== record.id && mayGiveWay(other) && !hasWork(other));
-      const automatic = others.filter((other) => other.owner === 'system');
-      const marked = record.owner === 'user' ? others.filter((other) => other.owner === 'user') : [];
-      const idle = [...(await this.idle(automatic, signal)), ...(await this.idle(marked, signal))];
-      // Nobody gives way for one that does not fit all the same.
-      const leastBytes = this.bytesWithout(idle);
-      if (leastBytes > limits.budgetBytes) throw this.tooLarge(record, leastBytes);
-      for (const victim of idle) {
+      const mayGo = (other: CacheRecord): boolean =>
+        other.id !== record.id && mayGiveWay(other) && !hasWork(other) && (other.owner === 'system' || record.owner === 'user');
+      for (;;) {
+        signal.throwIfAborted();
         if (catalogue.ledger.totalBytes <= limits.budgetBytes) return;
-        if (catalogue.ledger.freedBy(victim.id) === 0) continue;
+        const found = await this.idle(mayGo, signal);
+        const idle = [...found.filter(({ owner }) => owner === 'system'), ...found.filter(({ owner }) => owner === 'user')];
+        // Nobody gives way for one that does not fit all the same.
+        const leastBytes = this.bytesWithout(idle);
+        if (leastBytes > limits.budgetBytes) throw this.tooLarge(record, leastBytes);
+        // Of those that share all they have, one must begin. None: while containerd was asked, one that could not give way went all the same.
+        const victim = idle.find(({ id }) => catalogue.ledger.freedBy(id) > 0) ?? idle[0];
+        if (victim === undefined || catalogue.ledger.totalBytes <= limits.budgetBytes) return;
         await this.parts.remove(victim.id, `its bytes are needed for ${record.name}`);
       }
-    });
+    };
+    return unlessAborted(this.exclusive(work), signal);
   }
 
   private bytesWithout(gone: readonly CacheRecord[]): number {
@@ -123,16 +132,23 @@ export class Admission {
     });
   }
 
-  /** Those that no container uses, least recently used first. What cannot be told counts as used. */
-  private async idle(records: readonly CacheRecord[], signal?: AbortSignal): Promise<CacheRecord[]> {
-    if (records.length === 0) return [];
-    const ids = records.map((record) => record.id);
+  /**
+   * Of those that may go, the ones that no container uses, least recently used first. What cannot be told counts as used; what changes while
+   * containerd is asked counts too: a pod is given one, or somebody updates it.
+   */
+  private async idle(mayGo: (record: CacheRecord) => boolean, signal?: AbortSignal): Promise<CacheRecord[]> {
+    const { catalogue, store, logger } = this.parts;
+    const ids = new Set(catalogue.all().flatMap((record) => (mayGo(record) ? record.id : [])));
+    if (ids.size === 0) return [];
     const deadline = AbortSignal.timeout(IN_USE_LIMIT_MS);
     try {
-      const used = await this.parts.store.inUse(ids, signal === undefined ? deadline : AbortSignal.any([signal, deadline]));
-      return records.filter((record) => !used.has(record.id)).sort(byLeastRecentUse);
+      const used = await store.inUse([...ids], signal === undefined ? deadline : AbortSignal.any([signal, deadline]));
+      return catalogue
+        .all()
+        .filter((record) => ids.has(record.id) && mayGo(record) && !used.has(record.id))
+        .sort(byLeastRecentUse);
     } catch (error) {
-      this.parts.logger.warn({ reason: describeError(error) }, 'what is in use cannot be told; no cache gives way');
+      logger.warn({ reason: describeError(error) }, 'what is in use cannot be told; no cache gives way');
       return [];
     }
   }
@@ -142,7 +158,11 @@ export class Admission {
   }
 }
 
-/** A cache that somebody waits for. A flash cache that is being filled serves already. */
-function isBuilding(record: CacheRecord): boolean {
-  return hasWork(record) && record.status !== 'Ready';
+function isFailed({ status }: CacheRecord): boolean {
+  return status === 'Failed';
+}
+
+/** May give way, and nobody waits for it. A flash cache that is being filled serves already. */
+function isDispensable(record: CacheRecord): boolean {
+  return mayGiveWay(record) && (!hasWork(record) || record.status === 'Ready');
 }

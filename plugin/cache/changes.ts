@@ -60,6 +60,8 @@ export class Changes {
         throw dryRun(op, request.imageCacheName);
       }
       await admission.roomForOne('user');
+      // An update may have taken it meanwhile.
+      this.refuseTakenName(request.imageCacheName, op);
       const record = userCache(request, defaultSize, secrets.seal(request.imageRegistryCredentials), catalogue.time.nowUs());
       const message = `${request.images.length} images, ${record.sizeGib} GiB`;
       catalogue.insert(record, { type: 'Normal', reason: 'Accepted', message }, () =>

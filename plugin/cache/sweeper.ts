@@ -49,15 +49,20 @@ export class Sweeper {
   private async expire(nowUs: number): Promise<void> {
     const expired = this.expiredAt(nowUs);
     const used = await this.usedOf(expired.filter((record) => record.owner === 'system' && record.status !== 'Failed'));
-    for (const { id, status } of expired) {
-      if (used.has(id)) continue;
-      await this.parts.remove(id, status === 'Failed' ? 'it failed a day ago' : 'its time is over');
+    for (const { id } of expired) {
+      // While the others were looked at or went, a pod may have been given it, or somebody has given it more time.
+      const record = this.parts.catalogue.find(id);
+      if (used.has(id) || record === undefined || !this.isExpired(record, nowUs)) continue;
+      await this.parts.remove(id, record.status === 'Failed' ? 'it failed a day ago' : 'its time is over');
     }
   }
 
   private expiredAt(nowUs: number): CacheRecord[] {
-    const { catalogue } = this.parts;
-    return catalogue.all().filter((record) => (expiryUs(record, catalogue.rules) ?? Number.POSITIVE_INFINITY) <= nowUs);
+    return this.parts.catalogue.all().filter((record) => this.isExpired(record, nowUs));
+  }
+
+  private isExpired(record: CacheRecord, nowUs: number): boolean {
+    return (expiryUs(record, this.parts.catalogue.rules) ?? Number.POSITIVE_INFINITY) <= nowUs;
   }
 
   /** An automatic cache that containers run from is not unused. What cannot be told counts as used. */

@@ -33,8 +33,10 @@ export class Verifier {
     this.sawAll = true;
     for (const { id } of this.parts.catalogue.all()) {
       if (this.parts.signal.aborted) return;
+      const images = this.parts.catalogue.find(id)?.images;
       const reference = await this.missing(id);
-      if (reference !== undefined) this.heal(id, reference);
+      // It may have gone, or been changed, while it was looked at.
+      if (reference !== undefined && this.isIdle(id) && this.parts.catalogue.get(id).images === images) this.heal(id, reference);
     }
   }
 
@@ -61,8 +63,6 @@ export class Verifier {
 
   private heal(id: string, reference: string): void {
     const { catalogue, poke } = this.parts;
-    // It may have gone, or been changed, while it was looked at.
-    if (!this.isIdle(id)) return;
     catalogue.change(
       id,
       {

@@ -103,6 +103,8 @@ export class FakeNode {
   readonly unpackedBytes = new Map<string, number>();
   /** The next calls of a kind fail with these, in turn. */
   readonly failures = new Map<Call, Error[]>();
+  /** What happens while the next calls of a kind are under way, in turn. */
+  private readonly interludes = new Map<Call, (() => Promise<void>)[]>();
   /** Calls of `prepare` wait here. */
   private gate: Promise<void> | undefined;
   private openGate: () => void = () => {};
@@ -114,6 +116,11 @@ export class FakeNode {
 
   fail(call: Call, ...errors: Error[]): void {
     this.failures.set(call, [...(this.failures.get(call) ?? []), ...errors]);
+  }
+
+  /** The next call of a kind takes so long that `work` is done meanwhile. */
+  during(call: Call, work: () => Promise<void>): void {
+    this.interludes.set(call, [...(this.interludes.get(call) ?? []), work]);
   }
 
   /** From now on preparing waits. */
@@ -149,6 +156,7 @@ export class FakeNode {
     const step = async (call: Call, signal?: AbortSignal): Promise<void> => {
       await new Promise((resolve) => setImmediate(resolve));
       if (session.isDead) await new Promise(() => {});
+      await this.interludes.get(call)?.shift()?.();
       signal?.throwIfAborted();
       const error = this.failures.get(call)?.shift();
       if (error !== undefined) throw error;
