@@ -10,7 +10,7 @@
 import assert from 'node:assert/strict';
 import type { Digest } from '../../base/digest.ts';
 import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
-import { createBlobDir, dataPath, mapPath, type OpenBlobDir, withFile } from './blob-dir.ts';
+import { blobDirBytes, createBlobDir, mapPath, type OpenBlobDir, withFile } from './blob-dir.ts';
 import { encodeBits, encodeWhole, MAP_SECTOR_BYTES, MAP_WHOLE_SECTOR, sectorOfUnit, UNITS_PER_SECTOR } from './blob-map.ts';
 import type { Ledger } from './ledger.ts';
 import { Mutex } from './mutex.ts';
@@ -23,6 +23,17 @@ export interface BlobPlace {
   /** The blob's directory, and the one it lies in. */
   dir: string;
   parentDir: string;
+}
+
+/**
+ * Bytes on their way into a blob. Nobody else writes these units meanwhile, since readers may have what came first; and units that are
+ * dropped meanwhile do not become readable by it, since its bytes are older than the drop.
+ */
+export interface UnitWrite {
+  readonly firstUnit: number;
+  readonly endUnit: number;
+  readonly dropped: Set<number>;
+  readonly ended: Promise<void>;
 }
 
 export class Blob {
@@ -38,8 +49,6 @@ export class Blob {
   /** Writes and verifications under way: they keep the descriptor open. */
   busy = 0;
   presentUnits = 0;
-  /** Complete, and its digest was checked. */
-  isWhole = false;
   /** What the ledger holds for this blob. */
   diskBytes = 0;
   /** The blob has no directory (no room when it was needed) or must not touch it any more; its units live in memory only. */
@@ -47,6 +56,11 @@ export class Blob {
   private readonly place: BlobPlace;
   private readonly lock = new Mutex();
   private readonly dirtySectors = new Set<number>();
+  /** In the order in which they came. */
+  private readonly writes = new Set<UnitWrite>();
+  /** The map says, or is about to say, that the digest was checked. */
+  private isMarkedWhole = false;
+  private failedSyncs = 0;
   private dropping: Promise<void> | undefined;
   private dataFd = -1;
   private life: Uint8Array = new Uint8Array();
@@ -75,6 +89,11 @@ export class Blob {
     return this.presentUnits === this.unitCount;
   }
 
+  /** Complete, and its digest was checked. */
+  get isWhole(): boolean {
+    return this.isMarkedWhole && this.isComplete;
+  }
+
   get hasFile(): boolean {
     return this.dataFd >= 0;
   }
@@ -85,7 +104,7 @@ export class Blob {
     this.dataFd = opened.dataFd;
     this.life = opened.life;
     this.presentUnits = opened.presentUnits;
-    this.isWhole = opened.isWhole;
+    this.isMarkedWhole = opened.isWhole;
     this.diskBytes = diskBytes;
     this.presence.fd = opened.dataFd;
     this.presence.isAllLocal = opened.isWhole;
@@ -96,36 +115,53 @@ export class Blob {
     this.adopt({ dataFd: fd, life: new Uint8Array(), isWhole: true, presentUnits: this.unitCount }, 0);
   }
 
+  /** Does `work` when no earlier write of one of these units is under way. */
+  async writing<T>(firstUnit: number, endUnit: number, work: (write: UnitWrite) => Promise<T>): Promise<T> {
+    const earlier = [...this.writes].filter((other) => other.firstUnit < endUnit && firstUnit < other.endUnit);
+    const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+    const write: UnitWrite = { firstUnit, endUnit, dropped: new Set(), ended };
+    this.writes.add(write);
+    try {
+      if (earlier.length > 0) await Promise.all(earlier.map((other) => other.ended));
+      return await work(write);
+    } finally {
+      this.writes.delete(write);
+      end();
+    }
+  }
+
   /**
    * Puts bytes into the data file and makes their units readable; units that are there already are left alone. False: the blob gave its
-   * directory up meanwhile. Throws system errors, after which the units before the failing one may be present.
+   * directory up meanwhile, or a sync failed. Throws system errors, after which the units before the failing one may be present.
    */
-  async write(offsetBytes: number, bytes: Uint8Array): Promise<boolean> {
+  async write(write: UnitWrite, bytes: Uint8Array): Promise<boolean> {
     while (this.dropping !== undefined) await this.dropping;
     if (this.dataFd < 0) await this.materialize();
-    const first = offsetBytes / FETCH_UNIT_BYTES;
-    const end = first + unitCountOf(bytes.length);
+    const { firstUnit: first, endUnit: end, dropped } = write;
+    const isWanted = (unit: number): boolean => !this.presence.has(unit) && !dropped.has(unit);
     for (let unit = first; unit < end; ) {
-      if (this.presence.has(unit)) {
+      if (!isWanted(unit)) {
         unit += 1;
         continue;
       }
       let runEnd = unit + 1;
-      while (runEnd < end && !this.presence.has(runEnd)) runEnd += 1;
+      while (runEnd < end && isWanted(runEnd)) runEnd += 1;
       const from = (unit - first) * FETCH_UNIT_BYTES;
       const piece = bytes.subarray(from, Math.min(bytes.length, (runEnd - first) * FETCH_UNIT_BYTES));
+      const { failedSyncs } = this;
       await this.place.fs.write(this.dataFd, piece, unit * FETCH_UNIT_BYTES);
-      if (this.isBroken) return false;
+      // A sync that failed meanwhile may have thrown these bytes away as well, and no later one would tell.
+      if (this.isBroken || failedSyncs !== this.failedSyncs) return false;
       this.book(piece.length);
-      this.setPresent(unit, runEnd);
+      this.setPresent(unit, runEnd, dropped);
       unit = runEnd;
     }
     return !this.isBroken;
   }
 
-  private setPresent(firstUnit: number, endUnit: number): void {
+  private setPresent(firstUnit: number, endUnit: number, dropped: ReadonlySet<number>): void {
     for (let unit = firstUnit; unit < endUnit; unit += 1) {
-      if (this.presence.has(unit)) continue;
+      if (this.presence.has(unit) || dropped.has(unit)) continue;
       this.presence.set(unit, UNIT_PRESENT);
       this.presentUnits += 1;
       this.dirtySectors.add(sectorOfUnit(unit));
@@ -194,6 +230,7 @@ export class Blob {
 
   /** A failed sync may have thrown dirty pages away: what is not durable is not there. */
   private forgetUndurable(): void {
+    this.failedSyncs += 1;
     for (let unit = 0; unit < this.unitCount; unit += 1) {
       if ((this.presence.get(unit) & (UNIT_PRESENT | UNIT_DURABLE)) !== UNIT_PRESENT) continue;
       this.presence.forget(unit, unit + 1);
@@ -205,10 +242,14 @@ export class Blob {
   async drop(firstUnit: number, endUnit: number): Promise<void> {
     for (let unit = firstUnit; unit < endUnit; unit += 1) if (this.presence.has(unit)) this.presentUnits -= 1;
     this.presence.forget(firstUnit, endUnit);
+    for (const write of this.writes) {
+      const end = Math.min(endUnit, write.endUnit);
+      for (let unit = Math.max(firstUnit, write.firstUnit); unit < end; unit += 1) write.dropped.add(unit);
+    }
     const work = this.lock.run(() => {
-      const wasWhole = this.isWhole;
-      this.isWhole = false;
-      return this.dropLocked(firstUnit, endUnit, wasWhole);
+      const wasMarked = this.isMarkedWhole;
+      this.isMarkedWhole = false;
+      return this.dropLocked(firstUnit, endUnit, wasMarked);
     });
     this.dropping = work;
     try {
@@ -218,7 +259,7 @@ export class Blob {
     }
   }
 
-  private async dropLocked(firstUnit: number, endUnit: number, wasWhole: boolean): Promise<void> {
+  private async dropLocked(firstUnit: number, endUnit: number, wasMarked: boolean): Promise<void> {
     const sectors = new Set<number>();
     for (let unit = firstUnit; unit < endUnit; unit += 1) {
       if ((this.presence.clear(unit, UNIT_DURABLE) & UNIT_DURABLE) !== 0) sectors.add(sectorOfUnit(unit));
@@ -227,7 +268,7 @@ export class Blob {
     const isDurable = (unit: number): boolean => (this.presence.get(unit) & UNIT_DURABLE) !== 0;
     const images = [...sectors].map((sector) => encodeBits(this.life, sector, this.unitCount, isDurable));
     const indexes = [...sectors];
-    if (wasWhole) {
+    if (wasMarked) {
       indexes.unshift(MAP_WHOLE_SECTOR);
       images.unshift(Buffer.alloc(MAP_SECTOR_BYTES));
     }
@@ -242,7 +283,7 @@ export class Blob {
   /** From now on nothing is read from or written to the directory; readers find every unit missing. */
   abandonDisk(): void {
     this.isBroken = true;
-    this.isWhole = false;
+    this.isMarkedWhole = false;
     this.presence.detach();
     this.presentUnits = 0;
     this.dirtySectors.clear();
@@ -254,19 +295,22 @@ export class Blob {
       await this.checkpointLocked();
       if (!this.isComplete || this.isBroken) return;
       await this.writeSectors([MAP_WHOLE_SECTOR], [encodeWhole(this.life)]);
-      this.isWhole = true;
-      // Dropped while the mark was written: the drop waits for this section, and takes the mark away when it finds the blob whole.
+      this.isMarkedWhole = true;
+      // Dropped while the mark was written: the drop waits for this section, and takes the mark away when it finds it.
       if (!this.isComplete) return;
       this.presence.isAllLocal = true;
     });
   }
 
-  /** Sets the ledger right by asking the disk. */
+  /** Sets the ledger right by asking the disk. A blob that is closed meanwhile, and perhaps evicted, is on the account of others then. */
   async refresh(): Promise<void> {
-    if (this.dataFd < 0 || this.isBroken || this.life.length === 0) return;
-    const { fs, dir } = this.place;
-    const stats = await Promise.all([fs.lstat(dir), fs.lstat(dataPath(dir)), fs.lstat(mapPath(dir))]);
-    this.book(stats.reduce((sum, stat) => sum + stat.diskBytes, 0) - this.diskBytes);
+    if (!this.hasFile || this.isBroken || this.life.length === 0) return;
+    try {
+      const bytes = await blobDirBytes(this.place.fs, this.dir);
+      if (this.hasFile && !this.isBroken) this.book(bytes - this.diskBytes);
+    } catch (error) {
+      if (this.hasFile) throw error;
+    }
   }
 
   private book(bytes: number): void {

@@ -20,7 +20,7 @@ import { FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import { type Logger, silentLogger } from '../../base/log.ts';
 import { MIB } from '../../base/units.ts';
 import type { BlobSource } from '../device-spec.ts';
-import { Blob } from './blob.ts';
+import { Blob, type UnitWrite } from './blob.ts';
 import { dataPath, isWholeBlobDir, mapPath } from './blob-dir.ts';
 import { BlobHandle } from './blob-handle.ts';
 import { blobKeyOf } from './blob-key.ts';
@@ -31,7 +31,7 @@ import { DiskTree } from './disk-tree.ts';
 import { hashFile } from './hash-file.ts';
 import { Ledger, type Reservation } from './ledger.ts';
 import { KeyedMutex, Mutex } from './mutex.ts';
-import { presenceBytesOf } from './presence.ts';
+import { presenceBytesOf, unitCountOf } from './presence.ts';
 import { StoreRoom } from './room.ts';
 import type { StoreEvent } from './store-event.ts';
 import { type StoreFs, systemStoreFs } from './store-fs.ts';
@@ -153,6 +153,19 @@ export class ChunkStore {
     if (this.presenceBytes + presenceBytes > MAX_PRESENCE_BYTES) {
       throw refuse('ResourceExhausted', source, `open blobs would need more than ${MAX_PRESENCE_BYTES} bytes of presence flags`);
     }
+    // Booked before the disk is asked: many may be on their way in.
+    this.presenceBytes += presenceBytes;
+    try {
+      const blob = await this.openBlob(key, source, early);
+      this.openBlobs.set(key, blob);
+      return blob;
+    } catch (error) {
+      this.presenceBytes -= presenceBytes;
+      throw error;
+    }
+  }
+
+  private async openBlob(key: string, source: BlobSource, early: Reservation | undefined): Promise<Blob> {
     const digest = source.digest as Digest;
     const place = { fs: this.fs, ledger: this.ledger, dir: this.tree.dirOf(key), parentDir: this.tree.blobsDir };
     const blob = new Blob(this.nextId++, key, digest, source.sizeBytes, place);
@@ -165,8 +178,6 @@ export class ChunkStore {
       await openStored(blob, early ?? late, { fs, tree, ledger, health, log, nowMs, tell: (event) => this.tell(event) });
       late?.release();
     }
-    this.presenceBytes += presenceBytes;
-    this.openBlobs.set(key, blob);
     return blob;
   }
 
@@ -260,7 +271,7 @@ export class ChunkStore {
     await this.tolerate(`checkpoint of blob ${blob.digest}`, async () => {
       await blob.checkpoint();
       await blob.refresh();
-      if (blob.references === 0 && blob.diskBytes > 0) await this.fs.touch(mapPath(blob.dir), this.options.clock.nowMs());
+      if (blob.references === 0 && blob.hasFile && blob.diskBytes > 0) await this.fs.touch(mapPath(blob.dir), this.options.clock.nowMs());
     });
   }
 
@@ -301,12 +312,17 @@ export class ChunkStore {
     const { blob } = handle;
     assert(offsetBytes % FETCH_UNIT_BYTES === 0 && offsetBytes + bytes.length <= blob.sizeBytes);
     assert(bytes.length % FETCH_UNIT_BYTES === 0 || offsetBytes + bytes.length === blob.sizeBytes);
+    const first = offsetBytes / FETCH_UNIT_BYTES;
     this.enter(blob);
     try {
       this.verifyUnits(blob, offsetBytes, bytes);
-      const isStored = reservation !== undefined && !blob.isBroken && (await this.tryWrite(blob, offsetBytes, bytes));
-      if (!isStored) this.keepInMemory(blob, offsetBytes, bytes);
-      return { isStored };
+      return await blob.writing(first, first + unitCountOf(bytes.length), async (write) => {
+        // Closed: nobody reads it any more, and its memory would be taken from others.
+        if (this.openBlobs.get(blob.key) !== blob) return { isStored: false };
+        const isStored = reservation !== undefined && !blob.isBroken && (await this.tryWrite(blob, write, bytes));
+        if (!isStored) this.keepInMemory(blob, write, bytes);
+        return { isStored };
+      });
     } finally {
       reservation?.release();
       this.leave(blob);
@@ -340,10 +356,10 @@ export class ChunkStore {
     }
   }
 
-  private async tryWrite(blob: Blob, offsetBytes: number, bytes: Uint8Array): Promise<boolean> {
+  private async tryWrite(blob: Blob, write: UnitWrite, bytes: Uint8Array): Promise<boolean> {
     for (let attempt = 1; ; attempt += 1) {
       try {
-        if (!(await blob.write(offsetBytes, bytes))) return false;
+        if (!(await blob.write(write, bytes))) return false;
         if (blob.isDirty) this.checkpoints.schedule();
         if (this.health.degradedBy !== undefined) this.health.succeeded();
         return true;
@@ -361,10 +377,10 @@ export class ChunkStore {
     }
   }
 
-  private keepInMemory(blob: Blob, offsetBytes: number, bytes: Uint8Array): void {
+  private keepInMemory(blob: Blob, { firstUnit, dropped }: UnitWrite, bytes: Uint8Array): void {
     for (let at = 0; at < bytes.length; at += FETCH_UNIT_BYTES) {
-      const unit = (offsetBytes + at) / FETCH_UNIT_BYTES;
-      if (!blob.presence.isReadable(unit)) this.memory.put(blob.id, unit, bytes.subarray(at, at + FETCH_UNIT_BYTES));
+      const unit = firstUnit + at / FETCH_UNIT_BYTES;
+      if (!blob.presence.isReadable(unit) && !dropped.has(unit)) this.memory.put(blob.id, unit, bytes.subarray(at, at + FETCH_UNIT_BYTES));
     }
   }
 
@@ -392,29 +408,35 @@ export class ChunkStore {
 
   /**
    * Checks a complete blob against its digest, in a worker thread, one blob at a time; one that was checked before only with `isAgain`.
-   * `verified` is durable. `corrupt`: everything is forgotten and an event says so. Rejects with Canceled on abort, Internal when the file
-   * cannot be read.
+   * `verified` is durable. `corrupt`: everything is forgotten and an event says so; `onCorrupt` is called as it is forgotten, before
+   * anybody can miss it. Rejects with Canceled on abort, Internal when the file cannot be read.
    */
   async verifyComplete(
     handle: BlobHandle,
     signal?: AbortSignal,
-    { isAgain = false }: { isAgain?: boolean } = {},
+    { isAgain = false, onCorrupt }: { isAgain?: boolean; onCorrupt?: () => void } = {},
   ): Promise<'verified' | 'incomplete' | 'corrupt'> {
     const { blob } = handle;
     this.enter(blob);
     try {
       return await this.verifyLock.run(async () => {
-        if (blob.isWhole && !isAgain) return 'verified';
-        if (!blob.isComplete || !blob.hasFile || blob.isBroken) return 'incomplete';
-        const generation = blob.presence.generation;
-        const digest = await hashFile(blob.presence.fd, blob.sizeBytes, signal);
-        if (blob.presence.generation !== generation || !blob.isComplete) return 'incomplete';
-        if (digest !== blob.digest) return this.foundCorrupt(handle, digest);
-        await this.tolerate(`mark blob ${blob.digest} complete`, async () => {
-          await blob.markWhole();
-          await blob.refresh();
-        });
-        return 'verified';
+        for (;;) {
+          if (blob.isWhole && !isAgain) return 'verified';
+          if (!blob.isComplete || !blob.hasFile || blob.isBroken) return 'incomplete';
+          const { generation } = blob.presence;
+          const digest = await hashFile(blob.presence.fd, blob.sizeBytes, signal);
+          // Units were taken away, and perhaps brought again: what is there now was not hashed.
+          if (blob.presence.generation !== generation) continue;
+          if (digest !== blob.digest) {
+            onCorrupt?.();
+            return this.foundCorrupt(handle, digest);
+          }
+          await this.tolerate(`mark blob ${blob.digest} complete`, async () => {
+            await blob.markWhole();
+            await blob.refresh();
+          });
+          if (blob.presence.generation === generation) return 'verified';
+        }
       });
     } finally {
       this.leave(blob);
