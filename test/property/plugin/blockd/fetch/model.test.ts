@@ -84,7 +84,7 @@ test('readers of a store that evicts, restarts and loses power, fed by a faulty 
   const counts = { reads: 0, lives: 0, crashes: 0, requests: 0 };
   let disk = new SimDisk(`${dir}/0`);
   try {
-    while (performance.now() < endMs) {
+    while (performance.now() < endMs || counts.reads === 0) {
       counts.lives += 1;
       const budgetBytes = (random() < 0.3 ? 20 : 120) * UNIT;
       const store = await ChunkStore.open({ rootDir: disk.rootDir, budgetBytes, clock: systemClock, fs: disk.fs, checkpointMs: 10 });
@@ -115,5 +115,4 @@ test('readers of a store that evicts, restarts and loses power, fed by a faulty 
     fs.rmSync(dir, { recursive: true, force: true });
   }
   console.log(`seed ${seed}: ${JSON.stringify(counts)}`);
-  expect(counts.reads).toBeGreaterThan(0);
 });

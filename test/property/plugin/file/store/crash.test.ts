@@ -183,7 +183,7 @@ test('whatever is lost in a crash at any call, no unit reads as bytes that were 
   const dir = scratchDir();
   const endMs = performance.now() + TIME_BOX_MS;
   const totals = { crashes: 0, hits: 0, durable: 0 };
-  for (let round = 0; performance.now() < endMs; round += 1) {
+  for (let round = 0; performance.now() < endMs || totals.hits === 0 || totals.durable === 0; round += 1) {
     const roundDir = `${dir}/${round}`;
     try {
       let life = new Life(randomOf(seed + round), roundDir, new SimDisk(`${roundDir}/0`), [0, 1, 2, 3].map(makeBlob), 0);
@@ -205,6 +205,4 @@ test('whatever is lost in a crash at any call, no unit reads as bytes that were 
     }
   }
   console.log(`seed ${seed}: ${totals.crashes} crashes, ${totals.durable} durable units kept, ${totals.hits} reads that hit`);
-  expect(totals.hits).toBeGreaterThan(0);
-  expect(totals.durable).toBeGreaterThan(0);
 });

@@ -51,7 +51,8 @@ test('a process killed with SIGKILL at any moment leaves a store whose every pre
   const endMs = performance.now() + TIME_BOX_MS;
   let kills = 0;
   let present = 0;
-  while (performance.now() < endMs) {
+  // On a busy machine the first ones may be killed before they have written anything.
+  while (performance.now() < endMs || present === 0) {
     const child = spawn(process.execPath, [CHILD, rootDir, String(seed + kills)], { stdio: ['ignore', 'pipe', 'inherit'] });
     const ended = once(child, 'exit');
     try {
@@ -66,5 +67,4 @@ test('a process killed with SIGKILL at any moment leaves a store whose every pre
     present += await judge(rootDir);
   }
   console.log(`seed ${seed}: ${kills} kills, ${present} present units checked`);
-  expect(present).toBeGreaterThan(0);
 });

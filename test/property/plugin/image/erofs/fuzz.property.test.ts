@@ -8,12 +8,13 @@ import { encodeSuperblock } from '../../../../../plugin/image/erofs/format.ts';
 import { VOLUME_NAME } from '../../../../../plugin/image/erofs/layer-writer.ts';
 import { restoreTree } from '../../../../../plugin/image/erofs/restore-tree.ts';
 import { readFixture } from '../../../../support/fixtures.ts';
+import { forTime } from '../../../../support/for-time.ts';
 import { MemoryBuilder } from '../../convert/builder.ts';
 
 const TIME_MS = Number(process.env.OBD_PROPERTY_MS ?? 4000);
 
 describe('damaged devices', () => {
-  it('end in a tree or a clear error', () => {
+  it('end in a tree or a clear error', async () => {
     const builder = new MemoryBuilder();
     builder.addLayer(readFixture('oci/l1.tar'), 2048);
     builder.addLayer(readFixture('oci/l2.tar'), 2048);
@@ -22,7 +23,8 @@ describe('damaged devices', () => {
     let trees = 0;
     let errors = 0;
     const edit = fc.record({ block: fc.nat(), at: fc.nat(4095), byte: fc.oneof(fc.nat(255), fc.constantFrom(0, 1, 2, 0x2f, 0x40, 0xff)) });
-    fc.assert(
+    await forTime(
+      TIME_MS,
       fc.property(fc.array(edit, { minLength: 1, maxLength: 5 }), (edits) => {
         const damaged = Buffer.from(device);
         for (const { block, at, byte } of edits) damaged[blocks[block % blocks.length]! * 4096 + at] = byte;
@@ -44,9 +46,7 @@ describe('damaged devices', () => {
           errors += 1;
         }
       }),
-      { numRuns: 1_000_000, interruptAfterTimeLimit: TIME_MS, markInterruptAsFailure: false },
+      { isEnough: () => trees > 0 && errors > 0 },
     );
-    expect(trees).toBeGreaterThan(0);
-    expect(errors).toBeGreaterThan(0);
   }, 60_000);
 });
