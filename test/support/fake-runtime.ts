@@ -27,6 +27,8 @@ export class FakeRuntime implements AsyncDisposable {
   /** What a pull finds, by reference; others are NotFound. */
   readonly registry = new Map<string, RuntimeImage>();
   readonly pulls: SeenPull[] = [];
+  /** Pulls of these references are answered when this resolves. */
+  readonly gates = new Map<string, Promise<void>>();
   /** Methods in the order in which they were called. */
   readonly calls: string[] = [];
   private readonly server: Http2Server;
@@ -42,7 +44,7 @@ export class FakeRuntime implements AsyncDisposable {
       const stream = opened as ServerHttp2Stream;
       const chunks: Buffer[] = [];
       stream.on('data', (chunk: Buffer) => chunks.push(chunk));
-      stream.on('end', () => this.answer(stream, String(headers[':path']), Buffer.concat(chunks)));
+      stream.on('end', () => void this.answer(stream, String(headers[':path']), Buffer.concat(chunks)));
       // A caller that gives up.
       stream.on('error', () => this.calls.push('broken'));
     });
@@ -70,11 +72,14 @@ export class FakeRuntime implements AsyncDisposable {
     return this.images.find(({ id, repoTags, repoDigests }) => id === name || repoTags.includes(name) || repoDigests.includes(name));
   }
 
-  private answer(stream: ServerHttp2Stream, path: string, body: Buffer): void {
+  private async answer(stream: ServerHttp2Stream, path: string, body: Buffer): Promise<void> {
     const method = path.slice(path.lastIndexOf('/') + 1) as Method;
     this.calls.push(method);
     const table = IMAGE_METHODS[method];
-    const message = table === undefined ? undefined : this.messageFor(method, decode(table.request, body.subarray(5)));
+    const request = table === undefined ? {} : decode(table.request, body.subarray(5));
+    const message = table === undefined ? undefined : this.messageFor(method, request);
+    if (method === 'PullImage') await this.gates.get(String((request.image as Message | undefined)?.image ?? ''));
+    if (stream.destroyed) return;
     if (message !== undefined) this.send(stream, method, message);
     else if (table === undefined) fail(stream, 12, `unknown method ${method}`);
     else fail(stream, 5, 'failed to resolve reference: not found');

@@ -18,6 +18,7 @@ import type { CredentialVault } from '../../registry/vault/vault.ts';
 import { authOf, credentialOf } from '../credentials/auth-config.ts';
 import type { Candidate, CredentialBroker } from '../credentials/broker.ts';
 import type { RightsChecker } from '../credentials/rights.ts';
+import { CredentialTrials } from '../credentials/trials.ts';
 import type { KnownPod, PodBook } from '../pods/pod-book.ts';
 import type { PodEvents } from '../pods/pod-events.ts';
 import { grpcStatusOf, successAnswer, type UnaryAnswer } from '../proxy/grpc-messages.ts';
@@ -73,9 +74,11 @@ interface Pull {
 export class PullImageHandler {
   private readonly options: PullOptions;
   private readonly autoCreator: AutoCreator;
+  private readonly trials: CredentialTrials;
 
   constructor(options: PullOptions) {
     this.options = options;
+    this.trials = new CredentialTrials(options.vault);
     this.autoCreator = new AutoCreator(options);
   }
 
@@ -194,7 +197,7 @@ export class PullImageHandler {
       events.add('pod-rights-refused', subjectOf(pull), refusal.error.message);
       throw new Refusal(refusal.error);
     }
-    await this.keep(refusal.candidate);
+    await this.keep(refusal.candidate, 'right');
     const isFirst = pods.decision(pod.sandbox.uid, image)?.outcome !== 'cache';
     if (isFirst) {
       // kubelet asks for a pull of an image that is here only under this policy.
@@ -244,22 +247,25 @@ export class PullImageHandler {
   private async byContainerd(pull: Pull, decision: CacheDecision | undefined, candidates: readonly Candidate[]): Promise<UnaryAnswer> {
     const { call, request, reference } = pull;
     const { candidate, isSure } = await this.choose(pull, candidates);
-    // Layers are resolved while containerd pulls, so what it pulls with is there before.
-    const { vault } = this.options;
-    const id = candidate?.entry?.id;
-    const before = id === undefined ? undefined : vault.get(id);
-    await this.keep(candidate);
-    const brought = credentialFingerprint(credentialOf(request.auth, reference.host));
-    const isOwn = candidate === undefined || credentialFingerprint(candidate.credential) === brought;
-    const answer = await call.forward(isOwn ? undefined : withAuth(call.message, authOf(candidate.credential)));
-    const isPulled = grpcStatusOf(answer) === 0;
-    if (candidate !== undefined && id !== undefined && !isSure && !isPulled) await vault.restore(id, before, candidate.credential);
-    if (decision !== undefined && isPulled) {
-      const resolution = this.options.resolutionOf(reference);
-      const how = candidate === undefined ? [] : [`pulled with credentials of ${candidate.source}`];
-      this.note(pull, decision, resolution?.outcome ?? 'present', [...how, resolution?.reason ?? 'its layers were here already']);
+    const endTrial = candidate?.entry === undefined ? undefined : this.trials.begin(candidate.entry);
+    try {
+      // Layers are resolved while containerd pulls, so what it pulls with is there before.
+      await this.keep(candidate, isSure ? 'right' : 'tried');
+      const brought = credentialFingerprint(credentialOf(request.auth, reference.host));
+      const isOwn = candidate === undefined || credentialFingerprint(candidate.credential) === brought;
+      const answer = await call.forward(isOwn ? undefined : withAuth(call.message, authOf(candidate.credential)));
+      const isPulled = grpcStatusOf(answer) === 0;
+      // Again, since another pull may have tried its own meanwhile.
+      if (isPulled && !isSure) await this.keep(candidate, 'right');
+      if (decision !== undefined && isPulled) {
+        const resolution = this.options.resolutionOf(reference);
+        const how = candidate === undefined ? [] : [`pulled with credentials of ${candidate.source}`];
+        this.note(pull, decision, resolution?.outcome ?? 'present', [...how, resolution?.reason ?? 'its layers were here already']);
+      }
+      return answer;
+    } finally {
+      await endTrial?.();
     }
-    return answer;
   }
 
   /**
@@ -283,10 +289,12 @@ export class PullImageHandler {
   }
 
   /** For the reads that follow: layers are fetched lazily, by processes that no pod talks to. */
-  private async keep(candidate: Candidate | undefined): Promise<void> {
+  private async keep(candidate: Candidate | undefined, as: 'right' | 'tried'): Promise<void> {
     if (candidate?.entry === undefined) return;
     try {
-      await this.options.vault.put(candidate.entry);
+      const kept = this.options.vault.put(candidate.entry);
+      if (as === 'right') this.trials.confirm(candidate.entry);
+      await kept;
     } catch (error) {
       this.options.events.add('credential-not-stored', candidate.entry.prefix, `its credentials cannot be stored: ${describeError(error)}`);
     }

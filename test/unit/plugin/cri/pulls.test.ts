@@ -118,14 +118,15 @@ interface Pod {
   auth?: { username: string; password: string };
 }
 
-function call(method: keyof typeof IMAGE_METHODS, message: Message): Promise<RawAnswer> {
-  return client.call({ path: `/runtime.v1.ImageService/${method}`, message: encode(IMAGE_METHODS[method].request, message) });
+function call(method: keyof typeof IMAGE_METHODS, message: Message, signal?: AbortSignal): Promise<RawAnswer> {
+  const request = { path: `/runtime.v1.ImageService/${method}`, message: encode(IMAGE_METHODS[method].request, message) };
+  return client.call({ ...request, ...(signal === undefined ? {} : { signal }) });
 }
 
-function pull(image: string, pod: Pod): Promise<RawAnswer> {
+function pull(image: string, pod: Pod, signal?: AbortSignal): Promise<RawAnswer> {
   const { name, annotations = {}, labels = {}, auth } = pod;
   const sandboxConfig = { metadata: { name, uid: `uid-${name}`, namespace: 'team' }, labels, annotations };
-  return call('PullImage', { image: { image, annotations }, sandboxConfig, ...(auth === undefined ? {} : { auth }) });
+  return call('PullImage', { image: { image, annotations }, sandboxConfig, ...(auth === undefined ? {} : { auth }) }, signal);
 }
 
 const imageRef = (answer: RawAnswer): unknown => decode(IMAGE_METHODS.PullImage.response, answer.bytes!).imageRef;
@@ -559,6 +560,92 @@ describe('rights', () => {
     const sources = vault.sources();
     expect(await sources.ofPods('r.example', 'team/a')).toEqual(owner);
     expect(await sources.ofPods('r.example', 'team/b')).toBeUndefined();
+  });
+});
+
+describe('pulls of one repository at once', () => {
+  const owner = { username: 'owner', password: 'good' };
+  const wrong = { username: 'wrong', password: 'one' };
+  const other = { username: 'wrong', password: 'two' };
+  const MISSING = 'r.example/team/a:missing';
+  const none = { [AUTO]: 'false' };
+  const kept = () => vault.sources().ofPods('r.example', 'team/a');
+
+  /** A pull that containerd works on until `end`. */
+  async function begun(image: string, pod: Pod, signal?: AbortSignal): Promise<{ end(): Promise<RawAnswer> }> {
+    const gate = Promise.withResolvers<void>();
+    runtime.gates.set(image, gate.promise);
+    const before = runtime.pulls.length;
+    const answer = pull(image, pod, signal);
+    await waitFor(() => runtime.pulls.length > before, { what: `the pull of ${image}` });
+    const end = (): Promise<RawAnswer> => {
+      runtime.gates.delete(image);
+      gate.resolve();
+      return answer;
+    };
+    return { end };
+  }
+
+  test.each(['first', 'last'])('the one that fails takes nothing away that the other goes well with; it ends %s', async (when) => {
+    pullable(A);
+    // The registry judges nothing while it is away.
+    allowed = undefined;
+    const failing = await begun(MISSING, { name: 'p', annotations: none, auth: owner });
+    const going = await begun(A, { name: 'q', annotations: none, auth: owner });
+    if (when === 'first') expect((await failing.end()).code).toBe(CODES.notFound);
+    expect(await kept()).toEqual(owner);
+    expect((await going.end()).code).toBe(CODES.ok);
+    if (when === 'last') expect((await failing.end()).code).toBe(CODES.notFound);
+    expect(await kept()).toEqual(owner);
+  });
+
+  test('credentials that the registry takes meanwhile stay, whoever tried them before it spoke', async () => {
+    pullable(A);
+    allowed = undefined;
+    const failing = await begun(MISSING, { name: 'p', annotations: none, auth: owner });
+    allowed = new Set(['owner:good']);
+    const going = await begun(A, { name: 'q', annotations: none, auth: owner });
+    expect((await failing.end()).code).toBe(CODES.notFound);
+    expect(await kept()).toEqual(owner);
+    expect((await going.end()).code).toBe(CODES.ok);
+    expect(await kept()).toEqual(owner);
+  });
+
+  test.each(['first', 'last'])(
+    'credentials that prove right are kept, also when wrong ones took their place; those end %s',
+    async (when) => {
+      pullable(A);
+      allowed = undefined;
+      const going = await begun(A, { name: 'p', annotations: none, auth: owner });
+      const failing = await begun(MISSING, { name: 'q', annotations: none, auth: wrong });
+      if (when === 'first') await failing.end();
+      expect((await going.end()).code).toBe(CODES.ok);
+      if (when === 'last') await failing.end();
+      expect(await kept()).toEqual(owner);
+    },
+  );
+
+  test('when all fail, what was right before is there again', async () => {
+    pullable(A);
+    allowed = new Set(['owner:good']);
+    expect((await pull(A, { name: 'o', annotations: none, auth: owner })).code).toBe(CODES.ok);
+    allowed = undefined;
+    const again = 'r.example/team/a:also-missing';
+    const first = await begun(MISSING, { name: 'p', annotations: none, auth: wrong });
+    const second = await begun(again, { name: 'q', annotations: none, auth: other });
+    await first.end();
+    await second.end();
+    expect(await kept()).toEqual(owner);
+  });
+
+  test('what a pull brought that was given up before anybody judged it is not kept', async () => {
+    allowed = undefined;
+    const caller = new AbortController();
+    const pulling = await begun(MISSING, { name: 'p', annotations: none, auth: wrong }, caller.signal);
+    expect(await kept()).toEqual(wrong);
+    caller.abort();
+    await waitFor(async () => (await kept()) === undefined, { what: 'the credentials to go' });
+    await pulling.end();
   });
 });
 
