@@ -154,8 +154,10 @@ export class CredentialRenewer implements AsyncDisposable {
   private async sweep(entries: readonly VaultEntry[]): Promise<void> {
     const { vault, clock, isRepositoryNeeded, logger } = this.options;
     try {
-      for (const { id, origin, prefix, usedMs } of entries) {
-        if (origin === 'admin' || clock.nowMs() - usedMs < UNUSED_MS) continue;
+      for (const entry of entries) {
+        const { id, origin, prefix, usedMs } = entry;
+        // A pull may have brought it again while others went.
+        if (vault.get(id) !== entry || origin === 'admin' || clock.nowMs() - usedMs < UNUSED_MS) continue;
         const slash = prefix.indexOf('/');
         if (!isRepositoryNeeded(prefix.slice(0, slash), prefix.slice(slash + 1))) await vault.delete(id);
       }

@@ -12,7 +12,7 @@ import { authOf, credentialOf } from '../../../../plugin/cri/credentials/auth-co
 import { type Candidate, CredentialBroker, type PullSubject } from '../../../../plugin/cri/credentials/broker.ts';
 import { longestMatch, matchesPattern } from '../../../../plugin/cri/credentials/image-pattern.ts';
 import { askProvider } from '../../../../plugin/cri/credentials/provider.ts';
-import { CredentialRenewer } from '../../../../plugin/cri/credentials/renewal.ts';
+import { CredentialRenewer, type RenewerOptions } from '../../../../plugin/cri/credentials/renewal.ts';
 import { matchesRule, parseRules, RuleBook } from '../../../../plugin/cri/credentials/rules.ts';
 import { PodSecrets } from '../../../../plugin/cri/credentials/secrets.ts';
 import type { PodFacts } from '../../../../plugin/cri/pods/pod-facts.ts';
@@ -20,7 +20,7 @@ import type { AuthConfig } from '../../../../plugin/cri/wire/messages.ts';
 import { parseReference } from '../../../../plugin/registry/reference.ts';
 import { excessOf } from '../../../../plugin/registry/token.ts';
 import { POD_ORIGINS } from '../../../../plugin/registry/vault/entry.ts';
-import { CredentialVault } from '../../../../plugin/registry/vault/vault.ts';
+import { CredentialVault, type NewEntry } from '../../../../plugin/registry/vault/vault.ts';
 import { Scratch } from '../../../support/scratch.ts';
 import { waitFor } from '../../../support/wait.ts';
 
@@ -419,7 +419,7 @@ describe('renewal', () => {
     CredentialVault.open({ file: scratch.join('v'), keyFile: scratch.join('k') }, systemClock, (error) => {
       throw error;
     });
-  const renewer = (vault: CredentialVault, rulesFile?: string): CredentialRenewer =>
+  const renewer = (vault: CredentialVault, rulesFile?: string, more: Partial<RenewerOptions> = {}): CredentialRenewer =>
     new CredentialRenewer({
       vault,
       secrets: new PodSecrets(kube),
@@ -429,11 +429,40 @@ describe('renewal', () => {
       logger: silentLogger,
       secretRecheckMs: 100,
       isRepositoryNeeded: () => true,
+      ...more,
     });
   const userOf = (vault: CredentialVault): string | undefined => {
     const found = vault.find(POD_ORIGINS, 'r.example', 'team/app')?.credential;
     return found !== undefined && 'username' in found ? found.username : undefined;
   };
+
+  test('lets go of what nobody used for a day, but of nothing that a pull brings again meanwhile', async () => {
+    let nowMs = Date.now();
+    const clock = { ...systemClock, nowMs: () => nowMs, monotonicMs: () => nowMs };
+    const vault = await CredentialVault.open({ file: scratch.join('v'), keyFile: scratch.join('k') }, clock, () => undefined);
+    const entries = ['gone', 'pulled'].map((name): NewEntry => {
+      const credential = { username: 'u', password: 'p' };
+      return { id: name, origin: 'pull', prefix: `r.example/${name}`, isExact: true, credential, expiresMs: null, renewal: null };
+    });
+    for (const entry of entries) await vault.put(entry);
+    const dropped: string[] = [];
+    const seen = Object.create(vault, {
+      delete: {
+        value: async (id: string) => {
+          const isThere = await vault.delete(id);
+          if (dropped.length === 0) await vault.put(entries[1]!);
+          dropped.push(id);
+          return isThere;
+        },
+      },
+    }) as CredentialVault;
+    await using running = renewer(seen, undefined, { clock, isRepositoryNeeded: () => false });
+    nowMs += 25 * 3_600_000;
+    await waitFor(() => dropped.length > 0, { what: 'the sweep' });
+    await running[Symbol.asyncDispose]();
+    expect(dropped).toEqual(['gone']);
+    expect(vault.list().map(({ id }) => id)).toEqual(['pulled']);
+  });
 
   test('follows a Secret that changes, by another process than the one that pulled', async () => {
     addSecret('acr-credential-a', { 'r.example': 'before' });
