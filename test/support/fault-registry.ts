@@ -15,6 +15,7 @@ import { randomUUID } from 'node:crypto';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 import { type Digest, sha256 } from '../../plugin/base/digest.ts';
+import { listenOn, listenOnOwnPort } from './net.ts';
 import { RegistryApi } from './registry-api.ts';
 import { TokenService, type TokenServiceOptions } from './registry-auth.ts';
 import { type Answer, applyFault, type Fault, FaultList, sendAnswer } from './registry-faults.ts';
@@ -156,10 +157,9 @@ export class FaultRegistry {
     server.keepAliveTimeout = 60_000;
     // The client breaks connections on purpose in many tests.
     server.on('clientError', (_error, socket) => socket.destroy());
-    await new Promise<void>((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
-    const address = server.address();
-    if (address === null || typeof address === 'string') throw new Error('a TCP server has a port');
-    return [server as Server, address.port];
+    if (port === 0) return [server as Server, await listenOnOwnPort(server)];
+    await listenOn(server, port);
+    return [server as Server, port];
   }
 
   private async serve(
