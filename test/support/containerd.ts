@@ -98,7 +98,7 @@ export class Containerd implements AsyncDisposable {
     });
     this.daemon = daemon;
     await daemon.waitReady('an answer to ctr version', async () => {
-      await this.ctr(['version'], { timeoutMs: 5_000 });
+      await this.ctr(['version'], { timeoutMs: 20_000 });
       return true;
     });
   }

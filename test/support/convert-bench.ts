@@ -65,7 +65,7 @@ export class ConvertBench implements AsyncDisposable {
   }
 
   /** Waits until a job has ended. */
-  ended(id: number, timeoutMs = 60_000): Promise<ConvertJob> {
+  ended(id: number, timeoutMs = 120_000): Promise<ConvertJob> {
     const look = (): ConvertJob | undefined => {
       const job = this.service.job(id);
       return job.state === 'SUCCESS' || job.state === 'FAILED' ? job : undefined;

@@ -64,7 +64,7 @@ export class Cri implements AsyncDisposable {
   static async connect(socket: string): Promise<Cri> {
     const client = new Client(`unix:${socket}`, credentials.createInsecure(), { 'grpc.max_receive_message_length': 16 * 1024 * 1024 });
     const cri = new Cri(client, await Scratch.create('cri'));
-    await waitFor(() => cri.runtime('Version', { version: 'v1' }, 2_000), { what: `CRI at ${socket}`, timeoutMs: 20_000 });
+    await waitFor(() => cri.runtime('Version', { version: 'v1' }, 10_000), { what: `CRI at ${socket}`, timeoutMs: 60_000 });
     return cri;
   }
 

@@ -101,7 +101,7 @@ export class ServiceManager implements AsyncDisposable {
     return `--- last lines of the service (${this.logPath})\n${readTail(this.logPath, lines)}`;
   }
 
-  async waitReady(what: string, look: () => Promise<boolean>, timeoutMs = 30_000): Promise<void> {
+  async waitReady(what: string, look: () => Promise<boolean>, timeoutMs = 60_000): Promise<void> {
     await waitFor(look, { what, timeoutMs, details: () => this.logTail() });
   }
 

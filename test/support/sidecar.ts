@@ -149,7 +149,7 @@ export class Sidecar implements AsyncDisposable {
   }
 
   /** Waits until the process is there, other than `notPid`; returns its pid. */
-  waitProcess(name: SidecarProcess, notPid?: number, timeoutMs = 10_000): Promise<number> {
+  waitProcess(name: SidecarProcess, notPid?: number, timeoutMs = 60_000): Promise<number> {
     const look = (): number | undefined => {
       const pid = this.pidOf(name);
       return pid === notPid ? undefined : pid;

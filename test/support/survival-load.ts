@@ -54,7 +54,7 @@ export class SurvivalLoad implements AsyncDisposable {
   /** Waits for the control plane, so that the containers that start get their turn. */
   async waitControlPlane(): Promise<void> {
     const { sidecar } = this.host;
-    await waitFor(() => sidecar.answers(), { what: 'the control plane', timeoutMs: 20_000, details: () => sidecar.logTail() });
+    await waitFor(() => sidecar.answers(), { what: 'the control plane', timeoutMs: 60_000, details: () => sidecar.logTail() });
   }
 
   /** Ends the containers, then the readers, and tells what all of them saw. */

@@ -48,7 +48,7 @@ export function randomSource(seed: number): (below: number) => number {
 async function servingPid(sidecar: Sidecar): Promise<number | undefined> {
   const client = new BlockdClient(join(sidecar.run, 'blockd.sock'));
   try {
-    return (await client.stats(AbortSignal.timeout(1000))).pid;
+    return (await client.stats(AbortSignal.timeout(5000))).pid;
   } catch {
     // Away, which is what this asks.
     return undefined;
@@ -58,7 +58,7 @@ async function servingPid(sidecar: Sidecar): Promise<number | undefined> {
 }
 
 /** Waits until blockd answers and serves every device, in another process than `notPid`. */
-export async function waitServing(sidecar: Sidecar, notPid?: number, timeoutMs = 20_000): Promise<number> {
+export async function waitServing(sidecar: Sidecar, notPid?: number, timeoutMs = 60_000): Promise<number> {
   return waitFor(
     async () => {
       const pid = await servingPid(sidecar);

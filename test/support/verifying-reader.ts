@@ -70,7 +70,7 @@ export interface Stall {
 }
 
 /** A mark is answered at once, whatever the reader waits for. */
-const MARK_LIMIT_MS = 20_000;
+const MARK_LIMIT_MS = 60_000;
 
 export class VerifyingReader implements AsyncDisposable {
   readonly mode: ReadMode;

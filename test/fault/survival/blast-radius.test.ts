@@ -17,12 +17,14 @@ import { dropCaches } from '../../support/verifying-reader.ts';
 import { waitFor } from '../../support/wait.ts';
 
 /** A read of another image through its own, quick registry takes milliseconds; this is far from the hanging one's minutes. */
-const UNDISTURBED_MS = 10_000;
+const UNDISTURBED_MS = 30_000;
 
 let host: SurvivalHost;
 let tree: SurvivalTree;
 let fileSystem: Buffer;
 let staging: string;
+/** Images are told apart by it, also those of another try: what was read once does not hang. */
+let copies = 0;
 
 beforeAll(async () => {
   // A body that stands still is asked for again soon, so that the hanging image recovers within the test.
@@ -36,7 +38,7 @@ afterAll(() => host[Symbol.asyncDispose]());
 async function devices(): Promise<DeviceStatus[]> {
   const client = new BlockdClient(join(host.sidecar.run, 'blockd.sock'));
   try {
-    return await client.devices(AbortSignal.timeout(5000));
+    return await client.devices(AbortSignal.timeout(20_000));
   } finally {
     await client.close();
   }
@@ -45,7 +47,7 @@ async function devices(): Promise<DeviceStatus[]> {
 test('an image whose registry hangs in the middle of reads does not delay the reads and starts of another one', async () => {
   const hanging = await startRegistryProxy({ upstream: host.registry.host });
   await using _ = { [Symbol.asyncDispose]: () => hanging.close() };
-  const image = await pushImage(host.registry, 'survival/hanging', 'v1', await imageOfFileSystem(fileSystem, staging, 1));
+  const image = await pushImage(host.registry, 'survival/hanging', 'v1', await imageOfFileSystem(fileSystem, staging, ++copies));
   const stuck = await host.startContainer({ ...image, reference: `${hanging.host}/survival/hanging:v1` });
   // From here on the link takes minutes for anything.
   hanging.setLink({ rateBytesPerS: 1, roundTripMs: 1 });
@@ -58,12 +60,12 @@ test('an image whose registry hangs in the middle of reads does not delay the re
           name: `victim ${n}`,
           command: 'cat',
           args: [join(stuck.path, file.path)],
-          logPath: host.scratch.join(`victim-${n}.log`),
+          logPath: host.scratch.join(`victim-${copies}-${n}.log`),
         }),
       );
     await waitFor(async () => (await devices()).some((d) => d.waiting >= 8), { what: 'reads to wait for the hanging registry' });
     const startedMs = performance.now();
-    const other = await host.startContainer(await host.push('undisturbed', await imageOfFileSystem(fileSystem, staging, 2)));
+    const other = await host.startContainer(await host.push('undisturbed', await imageOfFileSystem(fileSystem, staging, ++copies)));
     const startMs = performance.now() - startedMs;
     await using reader = await host.reader(other, 'read', tree, 1);
     await reader.waitPasses(1);
@@ -84,10 +86,11 @@ test('an image whose registry hangs in the middle of reads does not delay the re
 });
 
 test('a private mount namespace keeps a device alive and its blobs in use, beside a new device of the same image, until it ends', async () => {
-  const image = await host.push('pinned', await imageOfFileSystem(fileSystem, staging, 3));
+  const name = `pinned-${++copies}`;
+  const image = await host.push(name, await imageOfFileSystem(fileSystem, staging, copies));
   const first = await host.startContainer(image);
   const file = tree.files[0]!;
-  const logPath = host.scratch.join('pinned.log');
+  const logPath = host.scratch.join(`${name}.log`);
   // A process that reads on demand. It stands in the old root: removing the mount point detaches the mount in every namespace.
   const script = `cd ${first.path}; trap 'sha256sum ${file.path}' USR1; echo here; while :; do sleep 1000 & wait $!; done`;
   const pin = await Daemon.start({
@@ -98,11 +101,11 @@ test('a private mount namespace keeps a device alive and its blobs in use, besid
   });
   try {
     await waitFor(() => readTail(logPath, 5).includes('here'), { what: 'the pinning process' });
-    const id = (await devices()).find((d) => d.image.includes('pinned'))!.id;
+    const id = (await devices()).find((d) => d.image.includes(name))!.id;
     await host.removeContainer(first);
     await waitFor(async () => (await devices()).some((d) => d.id === id && d.state === 'releasing'), {
       what: 'the device to be let go',
-      timeoutMs: 20_000,
+      timeoutMs: 60_000,
       details: () => host.sidecar.logTail(),
     });
     const second = await host.startContainer(image);
@@ -118,7 +121,7 @@ test('a private mount namespace keeps a device alive and its blobs in use, besid
     await host.removeContainer(second);
     await waitFor(async () => (await devices()).filter((d) => d.id === id).length === 1, {
       what: 'the second device to go',
-      timeoutMs: 20_000,
+      timeoutMs: 60_000,
     });
     await dropCaches();
     pin.signal('SIGUSR1');
@@ -131,7 +134,7 @@ test('a private mount namespace keeps a device alive and its blobs in use, besid
     const children = descendantsOf(pin.pid);
     await pin.stop({ signal: 'SIGKILL' });
     for (const child of children) await killPid(child.pid);
-    await waitFor(async () => (await devices()).every((d) => d.id !== id), { what: 'the device to be released', timeoutMs: 20_000 });
+    await waitFor(async () => (await devices()).every((d) => d.id !== id), { what: 'the device to be released', timeoutMs: 60_000 });
     const directory = join(host.sidecar.run, 'devices');
     expect(existsSync(directory) ? readdirSync(directory).filter((name) => name.startsWith(id)) : []).toEqual([]);
   } finally {

@@ -14,7 +14,7 @@ const KILLS = Number(process.env.OVERLAYBD_TEST_KILLS ?? 20);
  * The goal is 2 s, which the printed figures and `npm run bench -- kill` are held against; a machine that runs other things at the same time
  * needs longer, and what fails a test here is a stall that does not end by itself.
  */
-const STALL_LIMIT_MS = 15_000;
+const STALL_LIMIT_MS = 30_000;
 /** A minute or two on an idle machine. */
 const TEST_LIMIT_MS = 900_000;
 

@@ -10,7 +10,7 @@ import { CacheDropper } from '../../support/verifying-reader.ts';
  * The goal is 2 s, which the printed figures and `npm run bench -- kill` are held against; a machine that runs other things at the same time
  * needs longer, and what fails a test here is a stall that does not end by itself.
  */
-const STALL_LIMIT_MS = 15_000;
+const STALL_LIMIT_MS = 30_000;
 const RELOADS = 5;
 const RESTARTS = 3;
 
