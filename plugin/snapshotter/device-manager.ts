@@ -146,9 +146,10 @@ export class DeviceManager {
   /** Unmounts every image, used or not: for taking the product off a node. Failures are logged. */
   async unmountAll(): Promise<void> {
     const { mounter, directories, logger } = this.options;
-    const ids = await directories.mountPoints();
+    // What is being opened may have no mount point yet.
+    const ids = new Set([...(await directories.mountPoints()), ...this.states.keys()]);
     await Promise.all(
-      ids.map((id) =>
+      [...ids].map((id) =>
         this.enqueue(this.stateOf(id), async () => {
           this.stateOf(id).openAtMs = undefined;
           try {

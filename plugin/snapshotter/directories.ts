@@ -56,6 +56,7 @@ export class SnapshotDirectories {
   private readonly logger: Logger;
   private readonly staged = new Set<string>();
   private emptying: Promise<void> | undefined;
+  private emptyingAgain: Promise<void> | undefined;
 
   constructor(root: string, logger: Logger) {
     if (!path.isAbsolute(root) || /[:,\\\s]/.test(root)) {
@@ -176,12 +177,23 @@ export class SnapshotDirectories {
     return movedCount;
   }
 
-  /** Deletes what lies in the trash. One run at a time; callers join it. A tree that cannot be deleted is logged and left for the next run. */
+  /**
+   * Deletes what lies in the trash. One run at a time; who comes meanwhile shares the next one, since this one has looked already. A tree that
+   * cannot be deleted is logged and left for the next run.
+   */
   emptyTrash(): Promise<void> {
-    this.emptying ??= this.deleteAll().finally(() => {
-      this.emptying = undefined;
-    });
-    return this.emptying;
+    if (this.emptying === undefined) {
+      this.emptying = this.deleteAll().finally(() => {
+        this.emptying = undefined;
+      });
+      return this.emptying;
+    }
+    const again = (): Promise<void> => {
+      this.emptyingAgain = undefined;
+      return this.emptyTrash();
+    };
+    this.emptyingAgain ??= this.emptying.then(again, again);
+    return this.emptyingAgain;
   }
 
   private async deleteAll(): Promise<void> {

@@ -23,6 +23,8 @@ export class IndexFiles {
   private readonly dependencies: DependencyStore;
   /** By name; two resolutions may bring the same file at the same time. */
   private readonly writing = new Map<string, Promise<void>>();
+  /** By name; who counts on a file again waits until it is known to be gone. */
+  private readonly removing = new Map<string, Promise<void>>();
 
   constructor(rootDir: string, dependencies: DependencyStore) {
     this.directory = path.join(rootDir, 'indexes');
@@ -37,7 +39,7 @@ export class IndexFiles {
     this.dependencies.touch([digest], wallTimeUs());
     let work = this.writing.get(name);
     if (work === undefined) {
-      work = this.write(path.join(this.directory, name), bytes).finally(() => this.writing.delete(name));
+      work = this.write(name, bytes).finally(() => this.writing.delete(name));
       this.writing.set(name, work);
     }
     await work;
@@ -51,6 +53,7 @@ export class IndexFiles {
       files.map((file) => file.digest),
       wallTimeUs(),
     );
+    for (const file of files) await this.removed(file.digest.slice('sha256:'.length));
     const sizes = await Promise.all(files.map((file) => sizeOf(file.localPath ?? '')));
     return files.every((file, i) => sizes[i] === file.sizeBytes);
   }
@@ -61,15 +64,26 @@ export class IndexFiles {
     let removed = 0;
     for (const name of await fs.readdir(this.directory)) {
       const isFile = FILE_NAME.test(name);
-      if (this.writing.has(name.slice(0, 64)) || (isFile && this.dependencies.isNeeded(`sha256:${name}`, sinceUs))) continue;
-      await removeDurably(path.join(this.directory, name));
+      const ofFile = name.slice(0, 64);
+      await this.removed(ofFile);
+      if (this.writing.has(ofFile) || (isFile && this.dependencies.isNeeded(`sha256:${name}`, sinceUs))) continue;
+      const removing = removeDurably(path.join(this.directory, name)).finally(() => this.removing.delete(ofFile));
+      this.removing.set(ofFile, removing);
+      await removing;
       removed += 1;
     }
     this.dependencies.removeUnneeded(sinceUs);
     return removed;
   }
 
-  private async write(filePath: string, bytes: Uint8Array): Promise<void> {
+  /** Resolves when nothing of this name is being removed. */
+  private async removed(name: string): Promise<void> {
+    await Promise.allSettled([this.removing.get(name)]);
+  }
+
+  private async write(name: string, bytes: Uint8Array): Promise<void> {
+    const filePath = path.join(this.directory, name);
+    await this.removed(name);
     try {
       // The name is the content's digest and the rename is atomic: a file of the right size is the right file.
       if ((await sizeOf(filePath)) === bytes.length) return;

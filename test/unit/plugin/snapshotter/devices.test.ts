@@ -1,13 +1,24 @@
 /** One device for all containers of an image; opened once, closed after the last, and a stuck image is nobody else's trouble. */
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { openDatabase } from '../../../../db/database.ts';
+import { DependencyStore } from '../../../../db/dependency-store.ts';
+import { sha256 } from '../../../../plugin/base/digest.ts';
+import { silentLogger } from '../../../../plugin/base/log.ts';
+import { DeviceManager } from '../../../../plugin/snapshotter/device-manager.ts';
+import { SnapshotDirectories } from '../../../../plugin/snapshotter/directories.ts';
+import { FakeBlockDevices } from '../../../support/fake-block-devices.ts';
+import { FakeImageMounter } from '../../../support/fake-image-mounter.ts';
 import { overlaybdLayer } from '../../../support/fake-image-resolver.ts';
+import { Scratch } from '../../../support/scratch.ts';
 import { NEVER_ABORTED, SnapshotterHarness } from '../../../support/snapshotter-harness.ts';
 
+/** What takes a moment may take ten times as long on a machine that is busy. */
+const LONG = 30_000;
 const A = 'r.example/team/a:1';
 const B = 'r.example/team/b:1';
 let harness: SnapshotterHarness;
 beforeEach(async () => {
-  harness = await SnapshotterHarness.open({ prepareDeadlineMs: 300 });
+  harness = await SnapshotterHarness.open();
 });
 afterEach(async () => {
   await harness[Symbol.asyncDispose]();
@@ -32,7 +43,7 @@ test('many containers and views at once make one mount; the device closes after 
   await harness.snapshotter.cleanup();
   expect(harness.mounter.mounted.size).toBe(1);
   harness.snapshotter.remove('v');
-  await vi.waitFor(() => expect(harness.devices.attached.size).toBe(0));
+  await vi.waitFor(() => expect(harness.devices.attached.size).toBe(0), LONG);
   expect(harness.mounter.mounted.size).toBe(0);
 });
 
@@ -45,7 +56,7 @@ test('a device that was found open a moment ago is not asked for again, one that
   await quick.snapshotter.mounts('c0', NEVER_ABORTED);
   expect(attachCount()).toBe(1);
   for (let index = 0; index < 5; index += 1) quick.snapshotter.remove(`c${index}`);
-  await vi.waitFor(() => expect(quick.devices.attached.size).toBe(0));
+  await vi.waitFor(() => expect(quick.devices.attached.size).toBe(0), LONG);
   await quick.container('again', top);
   expect(attachCount()).toBe(2);
   expect(quick.mounter.mounted.size).toBe(1);
@@ -55,12 +66,14 @@ test('a committed snapshot does not hold the device of its parent', async () => 
   const { top } = await lazyImage(A);
   await harness.container('c', top);
   await harness.snapshotter.commit('committed', 'c', {}, NEVER_ABORTED);
-  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0));
+  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0), LONG);
   await harness.container('d', 'committed');
   expect(harness.mounter.mounted.size).toBe(1);
 });
 
 test('an image whose registry is silent fails in its deadline with UNAVAILABLE that names it; another image starts meanwhile; later it works', async () => {
+  await harness[Symbol.asyncDispose]();
+  harness = await SnapshotterHarness.open({ prepareDeadlineMs: 3_000 });
   const stuck = await lazyImage(A);
   const fine = await lazyImage(B);
   const id = [...(await deviceIds(stuck.top))][0]!;
@@ -80,7 +93,7 @@ async function deviceIds(top: string): Promise<string[]> {
   await harness.container('probe', top);
   const ids = [...harness.devices.attached.keys()];
   harness.snapshotter.remove('probe');
-  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0));
+  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0), LONG);
   return ids;
 }
 
@@ -103,7 +116,7 @@ test('devices and mounts that nobody uses are closed at the start, once blockd c
   await harness.service[Symbol.asyncDispose]();
   harness.devices.attached.set('left-over', [...harness.devices.attached.values()][0]!);
   await harness.start();
-  await vi.waitFor(() => expect(harness.devices.attached.has('left-over')).toBe(false));
+  await vi.waitFor(() => expect(harness.devices.attached.has('left-over')).toBe(false), LONG);
   expect(harness.devices.attached.size).toBe(1);
 });
 
@@ -127,6 +140,35 @@ test('a caller that gives up leaves no snapshot and no device behind', async () 
   controller.abort();
   await expect(given).rejects.toMatchObject({ code: 'Unavailable' });
   gate.resolve();
-  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0));
-  await vi.waitFor(() => expect(harness.devices.attached.size).toBe(0));
+  await vi.waitFor(() => expect(harness.mounter.mounted.size).toBe(0), LONG);
+  await vi.waitFor(() => expect(harness.devices.attached.size).toBe(0), LONG);
+});
+
+test('an image that is being mounted when all are unmounted is unmounted too', async () => {
+  await using scratch = await Scratch.create('devices');
+  using database = openDatabase(':memory:');
+  const devices = new FakeBlockDevices();
+  const mounter = new FakeImageMounter();
+  const directories = new SnapshotDirectories(scratch.join('root'), silentLogger);
+  const dependencies = new DependencyStore(database);
+  const parts = { devices, mounter, directories, dependencies, isUsed: () => true, logger: silentLogger, openDeadlineMs: 60_000 };
+  const manager = new DeviceManager(parts);
+  const attached = Promise.withResolvers<void>();
+  devices.gates.set('one', attached.promise);
+  const looked = Promise.withResolvers<void>();
+  const list = directories.mountPoints.bind(directories);
+  directories.mountPoints = async () => {
+    const found = await list();
+    looked.resolve();
+    return found;
+  };
+  const blob = { digest: sha256('layer'), sizeBytes: 1, repositories: [{ host: 'r.example', repository: 'a' }] };
+  const opening = manager.acquire({ version: 1, id: 'one', image: A, layers: [{ kind: 'full', blob }] }, NEVER_ABORTED);
+  const unmounting = manager.unmountAll();
+  await looked.promise;
+  attached.resolve();
+  await Promise.all([opening, unmounting]);
+  await manager.stop();
+  expect(mounter.mountCount).toBe(1);
+  expect(mounter.mounted.size).toBe(0);
 });
