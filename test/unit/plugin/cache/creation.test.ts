@@ -245,7 +245,7 @@ test('a containerd that starts after the service is asked again soon, and nothin
   const away = new AppError('Unavailable', { op: 'list', subject: 'leases', what: 'containerd is away' });
   caches.node.fail('list', away, away);
   caches.restart();
-  await vi.waitFor(() => expect(caches.service.complaint).toContain('containerd is away'));
+  await vi.waitFor(() => expect(caches.service.complaint).toContain('containerd is away'), 30_000);
   await caches.pass(10_000, 2_000);
   expect(caches.service.complaint).toBeUndefined();
 });

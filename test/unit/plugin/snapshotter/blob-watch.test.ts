@@ -28,18 +28,20 @@ test('a loss is one event that names the containers, the rest of the image is fe
   const lost = layers[1]!.digest;
   const bytes = harness.resolver.blobs.get(lost)!;
   harness.resolver.blobs.delete(lost);
-  await expect.poll(() => lossesOf(lost).length).toBe(1);
+  await expect.poll(() => lossesOf(lost).length, { timeout: 30_000 }).toBe(1);
   const [event] = lossesOf(lost);
   expect(event?.message).toMatch(/gone from r\.example\/team\/app; .* container a, container b \(image r\.example\/team\/app:1\)/);
-  await expect.poll(() => harness.devices.fetchedWhole).toEqual([layers[0]!.digest, layers[2]!.digest]);
+  await expect.poll(() => harness.devices.fetchedWhole, { timeout: 30_000 }).toEqual([layers[0]!.digest, layers[2]!.digest]);
   harness.resolver.blobs.set(lost, bytes);
-  await expect.poll(() => harness.service.events(50, lost).map((each) => each.type)).toEqual(['blob-found', 'blob-lost']);
+  await expect
+    .poll(() => harness.service.events(50, lost).map((each) => each.type), { timeout: 30_000 })
+    .toEqual(['blob-found', 'blob-lost']);
 });
 
 test('what no container reads from is not watched, and trouble without an answer is no loss', async () => {
   for (const key of ['container a', 'container b']) harness.snapshotter.remove(key);
   harness.resolver.blobs.delete(layers[0]!.digest);
-  await expect.poll(() => harness.devices.attached.size).toBe(0);
+  await expect.poll(() => harness.devices.attached.size, { timeout: 30_000 }).toBe(0);
   const asked = harness.resolver.calls.length;
   await harness.restart();
   expect(lossesOf(layers[0]!.digest)).toEqual([]);
@@ -55,7 +57,7 @@ test('a blob that the data plane has trouble with is looked at before its time',
   harness.resolver.blobs.delete(layers[2]!.digest);
   harness.resolver.blobs.delete(layers[0]!.digest);
   harness.devices.troubled.push(layers[2]!.digest, sha256('not in use'));
-  await expect.poll(() => lossesOf(layers[2]!.digest).length, { timeout: 10_000 }).toBe(1);
+  await expect.poll(() => lossesOf(layers[2]!.digest).length, { timeout: 30_000 }).toBe(1);
 });
 
 test('a look that fails, as on a full disk, ends neither the watch nor the process', async () => {

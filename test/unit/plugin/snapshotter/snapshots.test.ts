@@ -165,7 +165,7 @@ test('two processes cannot serve one socket, and the socket is for root alone', 
   const socket = path.join(harness.root, 'run', 'snapshotter.sock');
   expect((await fs.stat(socket)).mode & 0o777).toBe(0o600);
   expect((await fs.stat(path.dirname(socket))).mode & 0o777).toBe(0o700);
-  await vi.waitFor(() => expect(harness.snapshotter.list([]).next().done).toBe(true));
+  await vi.waitFor(() => expect(harness.snapshotter.list([]).next().done).toBe(true), 30_000);
 });
 
 test('remapping ids is refused at the start where the kernel cannot, by the name of the option', async () => {

@@ -105,7 +105,7 @@ test('the metadata files stay while a snapshot or a device needs them, and go wi
   const keys = [...harness.snapshotter.list([])].flat().map((info) => info.name);
   for (const key of keys.reverse()) harness.snapshotter.remove(key);
   const spec = [...harness.devices.attached.values()][0]!;
-  await expect.poll(() => harness.devices.attached.size).toBe(0);
+  await expect.poll(() => harness.devices.attached.size, { timeout: 30_000 }).toBe(0);
   // The kernel still holds the device.
   harness.devices.attached.set('held', spec);
   harness.service.database.client.prepare("UPDATE device_needs SET device_id = 'held'").run();
@@ -129,7 +129,7 @@ test.each([
   async (prefer, expected) => {
     await harness[Symbol.asyncDispose]();
     harness = await SnapshotterHarness.open({
-      twins: { isEnabled: true, prefer, lookupBudgetMs: 300, negativeTtlMs: 60_000, trusted: [], elsewhere: [] },
+      twins: { isEnabled: true, prefer, lookupBudgetMs: 10_000, negativeTtlMs: 60_000, trusted: [], elsewhere: [] },
     });
     const manifest = harness.resolver.addImage(IMAGE, LAYERS);
     // The tags are the wrong way round.
@@ -292,7 +292,7 @@ test.each([
 ] as const)('with trusted = %j and elsewhere = %j the pull is %s', async (trusted, elsewhere, steps, reason) => {
   await harness[Symbol.asyncDispose]();
   harness = await SnapshotterHarness.open({
-    twins: { isEnabled: true, prefer: 'full', lookupBudgetMs: 300, negativeTtlMs: 60_000, trusted, elsewhere },
+    twins: { isEnabled: true, prefer: 'full', lookupBudgetMs: 10_000, negativeTtlMs: 60_000, trusted, elsewhere },
   });
   const manifest = harness.resolver.addImage(IMAGE, LAYERS);
   const place = elsewhere.length > 0 ? 'mirror.example/twins/team/app' : 'r.example/team/app';
