@@ -9,6 +9,7 @@ import { mountsUnder } from '../../support/mounts.ts';
 import { type PushedImage, pushImage } from '../../support/oci-image.ts';
 import { allProcesses } from '../../support/process.ts';
 import { busyboxImage, manyLayersImage, pauseImage } from '../../support/small-images.ts';
+import { waitFor } from '../../support/wait.ts';
 
 describe.each(CONTAINERD_LINES)('containerd %s', (line) => {
   let registry: DockerRegistry;
@@ -42,7 +43,9 @@ describe.each(CONTAINERD_LINES)('containerd %s', (line) => {
     const container = await cri.startContainer(pod, busybox.reference, { command: ['/bin/sh', '-c', 'echo hello; exec sleep 600'] });
     const said = await cri.exec(container.id, ['/bin/cat', '/etc/passwd']);
     expect(said).toEqual({ stdout: 'root:x:0:0:root:/root:/bin/sh\n', stderr: '', exitCode: 0 });
-    expect((await readCriLog(container.logPath)).map((l) => l.text)).toEqual(['hello']);
+    const logged = async () => (await readCriLog(container.logPath)).map(({ text }) => text);
+    await waitFor(async () => (await logged()).length > 0, { what: 'a line in the log' });
+    expect(await logged()).toEqual(['hello']);
     await cri.removeContainer(container.id);
     const second = await cri.startContainer(pod, busybox.reference, { name: 'second', command: ['/bin/sh', '-c', 'exit 7'] });
     expect(await cri.waitExit(second.id)).toMatchObject({ state: 'exited', exitCode: 7 });

@@ -33,7 +33,7 @@ test('a converted image starts without its layer being pulled, an ordinary one b
     expect(await timedStart({ ...common, reference: lazy.reference, name: 'lazy', ready: /lazily/ })).toMatchObject({ output: 'lazily' });
     await timedStart({ ...common, reference: ordinary.reference, name: 'plain', ready: /plainly/ });
     // The registry writes its log a moment after it has answered.
-    await expect.poll(() => registry.blobBytesSent()).toBeGreaterThanOrEqual(ordinary.layersSizeBytes);
+    await expect.poll(() => registry.blobBytesSent(), { timeout: 30_000 }).toBeGreaterThanOrEqual(ordinary.layersSizeBytes);
 
     await using cri = await Cri.connect(containerd.socket);
     await cri.pullImage(lazy.reference);

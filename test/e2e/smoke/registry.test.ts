@@ -7,7 +7,7 @@ import { buildImage, layerOfEntries, pushImage } from '../../support/oci-image.t
 import { waitFor } from '../../support/wait.ts';
 
 const get = (url: string, headers: Record<string, string> = {}): Promise<Response> =>
-  fetch(url, { headers, signal: AbortSignal.timeout(5_000) });
+  fetch(url, { headers, signal: AbortSignal.timeout(30_000) });
 
 test('the access log counts the body bytes of whole and partial reads of each blob', async () => {
   await using registry = await DockerRegistry.start();

@@ -129,7 +129,7 @@ test.each([
   writeFileSync(host.registry.blobPath(layer!.digest), changed);
   expect((await lazyPull(host.containerd, image.reference, { snapshotter: SNAPSHOTTER })).layers[1]!.isFetched).toBe(false);
   await expect(runOnce(host, image.reference, 'changed', '/bin/md5sum', '/large')).rejects.toThrow(/I\/O error|Input\/output error/);
-  await expect.poll(async () => (await obdctl(host, 'events')).stdout, { timeout: 10_000 }).toMatch(/read-failed/);
+  await expect.poll(async () => (await obdctl(host, 'events')).stdout, { timeout: 60_000 }).toMatch(/read-failed/);
 });
 
 test('an original that the registry loses under a container: the event names it, and the other layers are fetched whole at once', async () => {

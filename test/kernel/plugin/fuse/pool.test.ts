@@ -123,7 +123,7 @@ describe('devices through the kernel', () => {
   it('hands a read that a fault of ours ends to the main thread, and serves on', async () => {
     const { devicePath, messages, pool } = await serveDevice(nativeSpec(), (tables) => ({ ...tables, sources: [] }));
     const reading = run('dd', [`if=${devicePath}`, 'of=/dev/null', 'bs=4096', 'count=1', 'iflag=direct']);
-    await expect.poll(() => messages.filter(({ type }) => type === 'miss')).toHaveLength(1);
+    await expect.poll(() => messages.filter(({ type }) => type === 'miss'), { timeout: 20_000 }).toHaveLength(1);
     const [miss] = messages.filter((message) => message.type === 'miss');
     pool.answer(miss!.slot, { low: miss!.uniqueLow, high: miss!.uniqueHigh }, ERRNO.EIO, Buffer.alloc(16), 0);
     await expect(reading).rejects.toThrow(/Input\/output error/);
@@ -137,7 +137,7 @@ describe('devices through the kernel', () => {
     expect(mounted.loopDevice).toMatch(/^\/dev\/loop\d+$/);
     expect(fs.readdirSync(target)).toContain('lost+found');
     await unmountDevice([target], AbortSignal.timeout(20_000));
-    await expect.poll(async () => (await run('losetup', ['-a'])).stdout.includes(devicePath)).toBe(false);
+    await expect.poll(async () => (await run('losetup', ['-a'])).stdout.includes(devicePath), { timeout: 20_000 }).toBe(false);
   });
 
   it('mounts EROFS straight on the file, without a loop device, and reports when the last user is gone', async () => {
@@ -151,7 +151,7 @@ describe('devices through the kernel', () => {
     expect(messages).toEqual([]);
     expect(fs.readdirSync(target)).toEqual(names);
     await unmountDevice([target], AbortSignal.timeout(20_000));
-    await expect.poll(() => messages).toEqual([{ type: 'gone', slot: 1 }]);
+    await expect.poll(() => messages, { timeout: 20_000 }).toEqual([{ type: 'gone', slot: 1 }]);
     expect(await listMountPoints()).not.toContain(target);
   });
 });
