@@ -27,6 +27,8 @@ export function knowsPinned(version: string): boolean {
 interface Change {
   name: string;
   put?: ImageRecord;
+  /** There was none: one that somebody has made meanwhile stays. */
+  isNew?: boolean;
   /** Labels to change, an empty value to take one away. */
   label?: ImageRecord;
   isDeleted?: boolean;
@@ -50,7 +52,7 @@ export function changesToMake(image: OwnedImage, records: ReadonlyMap<string, Im
 export function changesToKeep(image: OwnedImage, records: ReadonlyMap<string, ImageRecord>, canPin: boolean): Change[] {
   return image.names.flatMap((name) => {
     const record = records.get(name);
-    if (record === undefined) return [{ name, put: newRecord(name, image, canPin) }];
+    if (record === undefined) return [{ name, put: newRecord(name, image, canPin), isNew: true }];
     return record.target.digest === image.target.digest ? changesOfFound(name, record, canPin) : [];
   });
 }
@@ -93,8 +95,9 @@ export function changesToLeave(
 /** Makes the changes; when names were deleted, what they alone kept is collected. */
 export async function apply(client: ImageClient, namespace: string, changes: readonly Change[], signal: AbortSignal): Promise<void> {
   const lastDeleted = changes.findLastIndex(({ isDeleted }) => isDeleted === true);
-  for (const [index, { name, put, label, isDeleted }] of changes.entries()) {
-    if (put !== undefined) await client.putImage(namespace, put, signal);
+  for (const [index, { name, put, isNew, label, isDeleted }] of changes.entries()) {
+    if (put !== undefined && isNew === true) await client.createImage(namespace, put, signal);
+    else if (put !== undefined) await client.putImage(namespace, put, signal);
     else if (label !== undefined) await client.labelImage(namespace, label, signal);
     else if (isDeleted === true) await client.deleteImage(namespace, name, index === lastDeleted, signal);
   }

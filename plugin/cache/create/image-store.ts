@@ -300,7 +300,6 @@ export class ContainerdImageStore implements ImageStore {
     const { namespace, snapshotter, containerdAddress } = this.options;
     const kept = new Set(keep.map(imageKeyOf));
     const isKept = (image: OwnedImage): boolean => kept.has(imageKeyOf(image));
-    const going = (this.parts.owned.get(cacheId)?.ready ?? []).filter((image) => !isKept(image));
     const cache = await this.parts.owned.change(cacheId, (now) => ({
       ...now,
       making: now.making && this.making.has(cacheId),
@@ -320,8 +319,9 @@ export class ContainerdImageStore implements ImageStore {
       await client.dropLease(namespace, own, true, signal);
       return;
     }
+    // All that it keeps beyond what the cache has: also what an attempt left that failed, and what a release did that was cut short.
     const needed = new Set(cache.ready.flatMap((image) => resourcesOf(image, snapshotter).map(({ id }) => id)));
-    const gone = going.flatMap((image) => resourcesOf(image, snapshotter)).filter(({ id }) => !needed.has(id));
+    const gone = (await client.leaseResources(namespace, own, signal)).filter(({ id }) => !needed.has(id));
     for (const resource of gone) await client.removeFromLease(namespace, own, resource, signal);
   }
 

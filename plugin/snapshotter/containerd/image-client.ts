@@ -30,6 +30,8 @@ import {
   DeleteResourceRequestSchema,
   Leases,
   ListRequestSchema,
+  ListResourcesRequestSchema,
+  ListResourcesResponseSchema,
   ListResponseSchema,
 } from '../gen/containerd/services/leases/v1/leases_pb.ts';
 import {
@@ -67,6 +69,7 @@ const METHODS = {
   deleteLease: { service: Leases, name: 'delete', input: DeleteRequestSchema, output: EmptySchema },
   listLeases: { service: Leases, name: 'list', input: ListRequestSchema, output: ListResponseSchema },
   addResource: { service: Leases, name: 'addResource', input: AddResourceRequestSchema, output: EmptySchema },
+  listResources: { service: Leases, name: 'listResources', input: ListResourcesRequestSchema, output: ListResourcesResponseSchema },
   deleteResource: { service: Leases, name: 'deleteResource', input: DeleteResourceRequestSchema, output: EmptySchema },
   prepare: { service: Snapshots, name: 'prepare', input: PrepareSnapshotRequestSchema, output: PrepareSnapshotResponseSchema },
   view: { service: Snapshots, name: 'view', input: ViewSnapshotRequestSchema, output: ViewSnapshotResponseSchema },
@@ -132,18 +135,26 @@ export class ImageClient extends ContainerdClient {
     return images.map(recordOf);
   }
 
-  /** Makes the record, or gives the one that has the name these labels (added to its own) and this target. */
-  async putImage(namespace: string, record: ImageRecord, signal: AbortSignal): Promise<void> {
-    const { name, labels, target } = record;
+  /** Makes the record. False: there is one of the name, which stays as it is. */
+  async createImage(namespace: string, { name, labels, target }: ImageRecord, signal: AbortSignal): Promise<boolean> {
     const image = { name, labels: { ...labels }, target: wireOf(target) };
-    const about = { op: 'write image record', subject: name, signal };
     try {
-      await this.channel.call(METHODS.createImage, { image }, { namespace }, about);
+      await this.channel.call(METHODS.createImage, { image }, { namespace }, { op: 'write image record', subject: name, signal });
+      return true;
     } catch (error) {
       if (!isAppError(error, 'AlreadyExists')) throw error;
-      const paths = ['target', ...Object.keys(labels).map((label) => `labels.${label}`)];
-      await this.channel.call(METHODS.updateImage, { image, updateMask: { paths } }, { namespace }, about);
+      return false;
     }
+  }
+
+  /** Makes the record, or gives the one that has the name these labels (added to its own) and this target. */
+  async putImage(namespace: string, record: ImageRecord, signal: AbortSignal): Promise<void> {
+    if (await this.createImage(namespace, record, signal)) return;
+    const { name, labels, target } = record;
+    const image = { name, labels: { ...labels }, target: wireOf(target) };
+    const paths = ['target', ...Object.keys(labels).map((label) => `labels.${label}`)];
+    const about = { op: 'write image record', subject: name, signal };
+    await this.channel.call(METHODS.updateImage, { image, updateMask: { paths } }, { namespace }, about);
   }
 
   /**
@@ -191,6 +202,13 @@ export class ImageClient extends ContainerdClient {
   async addToLease(namespace: string, id: string, resource: LeaseResource, signal: AbortSignal): Promise<void> {
     const about = { op: 'add to lease', subject: `${id} ${resource.id}`, signal };
     await this.channel.call(METHODS.addResource, { id, resource }, { namespace }, about);
+  }
+
+  /** What a lease keeps; nothing when there is none. */
+  async leaseResources(namespace: string, id: string, signal: AbortSignal): Promise<LeaseResource[]> {
+    const about = { op: 'list resources of', subject: id, signal };
+    const answer = await unlessNotFound(this.channel.call(METHODS.listResources, { id }, { namespace }, about));
+    return (answer?.resources ?? []).map((resource) => ({ type: resource.type, id: resource.id }));
   }
 
   async removeFromLease(namespace: string, id: string, resource: LeaseResource, signal: AbortSignal): Promise<void> {
