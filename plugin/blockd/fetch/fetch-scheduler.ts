@@ -168,6 +168,8 @@ export class FetchScheduler {
     signal: AbortSignal,
     avoidMirrors: readonly string[],
   ): Promise<void> {
+    // Nobody would end what is begun after the end.
+    if (this.stop.signal.aborted || signal.aborted || blob.isGone) return Promise.reject(canceled(blob.handle, signal.reason));
     const refusal = this.refusalOf(blob.handle, ranges, priority) ?? condemnationOf(blob);
     if (refusal !== undefined) return Promise.reject(refusal);
     const fetches = new Set<Fetch>();
@@ -366,8 +368,7 @@ export class FetchScheduler {
 
   private async verify(blob: BlobFetches): Promise<void> {
     try {
-      const result = await this.store.verifyComplete(blob.handle, blob.gone.signal);
-      if (result === 'corrupt') this.foundCorrupt(blob);
+      await this.store.verifyComplete(blob.handle, blob.gone.signal, { onCorrupt: () => this.foundCorrupt(blob) });
     } catch (error) {
       if (!isAppError(error)) throw error;
       if (error.code !== 'Canceled')
