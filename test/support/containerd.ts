@@ -121,6 +121,18 @@ export class Containerd implements AsyncDisposable {
     return run(this.binaries.ctr, this.ctrArgs(args, namespace), rest);
   }
 
+  /** Removes every container, image and lease of the default namespace: what a test that is tried again has left. */
+  async removeEverything(): Promise<void> {
+    const listed = async (...args: string[]): Promise<string[]> => (await this.ctr([...args, '-q'])).stdout.split('\n').filter(Boolean);
+    const tasks = await listed('tasks', 'ls');
+    if (tasks.length > 0) await this.ctr(['tasks', 'rm', '--force', ...tasks]);
+    const containers = await listed('containers', 'ls');
+    if (containers.length > 0) await this.ctr(['containers', 'rm', ...containers]);
+    for (const lease of await listed('leases', 'ls')) await this.ctr(['leases', 'rm', lease]);
+    const images = await listed('images', 'ls');
+    if (images.length > 0) await this.ctr(['images', 'rm', '--sync', ...images]);
+  }
+
   /** The arguments that {@link ctr} gives to `binaries.ctr`, for callers that start it themselves. */
   ctrArgs(args: readonly string[], namespace = 'default'): string[] {
     return ['--address', this.socket, '--namespace', namespace, ...args];

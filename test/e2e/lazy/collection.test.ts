@@ -2,7 +2,7 @@
  * containerd's garbage collection, leases and image removal: they free the devices, mounts and snapshots of what nobody uses any more, and
  * nothing else.
  */
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import { ContainerdChannel } from '../../../plugin/snapshotter/containerd/channel.ts';
 import {
   Snapshots,
@@ -39,6 +39,7 @@ beforeAll(async () => {
   scratch = await Scratch.create('gc');
   host = await LazyHost.start();
 });
+beforeEach(() => host.containerd.removeEverything());
 
 afterAll(async () => {
   await host?.[Symbol.asyncDispose]();

@@ -37,7 +37,8 @@ test('a start without registry ends in its deadline with UNAVAILABLE, others go 
   await rm(join(host.sidecar.root, 'store'), { recursive: true });
   await host.sidecar.startAgain();
   // The container of this image reads what such containers read.
-  expect(await waitFor(() => runOnce(host, open.reference, 'before'), { what: 'a start after the restart' })).toBe('runs\n');
+  let tries = 0;
+  expect(await waitFor(() => runOnce(host, open.reference, `before-${++tries}`), { what: 'a start after the restart' })).toBe('runs\n');
 
   await registry.stop();
   using client = new SnapshotsClient(host.sidecar.snapshotterSocket);

@@ -61,7 +61,9 @@ test('the control plane is killed: running containers go on, new ones start', as
   const pid = await host.sidecar.kill('sidecar');
   await host.sidecar.waitProcess('sidecar', pid);
   expect(await exec('lazy', 'e2', '/bin/cat', '/who', '/own')).toBe('lazy\nmine\n');
-  const said = await waitFor(() => runOnce(host, lazy.reference, 'new-2', '/bin/cat', '/who'), { what: 'a start', timeoutMs: 30_000 });
+  let tries = 0;
+  const start = () => runOnce(host, lazy.reference, `new-2-${++tries}`, '/bin/cat', '/who');
+  const said = await waitFor(start, { what: 'a start', timeoutMs: 60_000 });
   expect(said).toBe('lazy\n');
 });
 

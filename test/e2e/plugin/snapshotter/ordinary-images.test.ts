@@ -5,7 +5,7 @@
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import { Containerd } from '../../../support/containerd.ts';
 import { Cri } from '../../../support/cri.ts';
 import { DockerRegistry } from '../../../support/docker-registry.ts';
@@ -64,6 +64,10 @@ beforeAll(async () => {
     criSnapshotter: NAME,
     proxySnapshotters: { [NAME]: { socket: socket(), root: scratch.join('root') } },
   });
+});
+beforeEach(async () => {
+  await containerd.removeEverything();
+  if (sidecar.endedHow !== undefined) await startSidecar();
   await pull(busybox);
 });
 
@@ -113,9 +117,10 @@ test('a kill of the control plane disturbs no running container, and later calls
   const said = await containerd.ctr(['task', 'exec', '--exec-id', 'e1', 'runs', '/bin/cat', '/etc/group']);
   expect(said.stdout).toBe('root:x:0:\n');
   await startSidecar();
-  const again = await waitFor(() => runOnce(busybox, 'after', '/bin/echo', 'again'), {
+  let tries = 0;
+  const again = await waitFor(() => runOnce(busybox, `after-${++tries}`, '/bin/echo', 'again'), {
     what: 'a container after the restart',
-    timeoutMs: 30_000,
+    timeoutMs: 60_000,
   });
   expect(again.stdout).toBe('again\n');
   await containerd.ctr(['task', 'kill', '--signal', 'SIGKILL', 'runs']);
@@ -135,6 +140,6 @@ test('removing an image frees its directories by garbage collection, and nothing
   const made = (await snapshotDirs()).filter((name) => !before.has(name));
   expect(made).toHaveLength(1);
   await containerd.ctr(['images', 'rm', '--sync', image.reference]);
-  await waitFor(async () => !(await snapshotDirs()).includes(made[0]!), { what: 'its directory to go', timeoutMs: 20_000 });
+  await waitFor(async () => !(await snapshotDirs()).includes(made[0]!), { what: 'its directory to go', timeoutMs: 60_000 });
   expect((await runOnce(busybox, 'still', '/bin/echo', 'here')).stdout).toBe('here\n');
 });

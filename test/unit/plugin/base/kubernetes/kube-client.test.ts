@@ -11,7 +11,7 @@ import { Scratch } from '../../../../support/scratch.ts';
 import { waitFor } from '../../../../support/wait.ts';
 
 const SECRET = 'not-for-any-eye';
-const SIGNAL = AbortSignal.timeout(120_000);
+const SIGNAL = AbortSignal.timeout(600_000);
 
 let stack: AsyncDisposableStack;
 let scratch: Scratch;
