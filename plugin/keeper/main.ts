@@ -137,6 +137,8 @@ async function reload(): Promise<void> {
   dataPlaneReady = Promise.withResolvers();
   await blockd.replace(REPLACE_LIMIT_MS);
   await dataPlaneFirst();
+  // An end unmounts through the control plane, which may take longer than it has here.
+  if (isStopping) return;
   await sidecar.replace(REPLACE_LIMIT_MS);
   notifyServiceManager(notifySocket, 'STATUS=serving');
 }
@@ -146,6 +148,9 @@ async function stop(unmount: boolean): Promise<void> {
   isStopping = true;
   notifyServiceManager(notifySocket, 'STOPPING=1');
   log.info({ unmount }, 'stopping');
+  // A reload under way ends here: two orders to one child would cross.
+  dataPlaneReady.resolve();
+  await reloading;
   // The control plane first: it unmounts images, which may still read from the data plane.
   await sidecar.stop({ unmount, limitMs: STOP_LIMIT_MS });
   await blockd.stop({ unmount, limitMs: unmount ? STOP_LIMIT_MS : REPLACE_LIMIT_MS });
