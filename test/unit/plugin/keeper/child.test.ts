@@ -2,8 +2,8 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { silentLogger } from '../../../../plugin/base/log.ts';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { type Logger, silentLogger } from '../../../../plugin/base/log.ts';
 import { Child } from '../../../../plugin/keeper/child.ts';
 import { waitFor } from '../../../support/wait.ts';
 
@@ -12,26 +12,46 @@ const READY = `process.send({ op: 'ready' }); process.on('message', (m) => {
 
 let directory: string;
 let child: Child | undefined;
+/** Milliseconds of silence after which children were killed. */
+let silences: number[];
+/** How often a start was tried. */
+let starts: number;
 beforeEach(() => {
+  silences = [];
+  starts = 0;
   directory = mkdtempSync(join(tmpdir(), 'obd-child-'));
 });
 afterEach(async () => {
+  vi.restoreAllMocks();
   await child?.stop({ unmount: false, limitMs: 500 });
   rmSync(directory, { recursive: true });
 });
 
+const log = Object.create(silentLogger, {
+  error: { value: ({ silentMs }: { silentMs?: number }) => silentMs !== undefined && silences.push(silentMs) },
+}) as Logger;
+
+/** Milliseconds that were waited before each start again: what happens sooner or later on a machine that is busy is no matter of these tests. */
+function delaysMs(): () => (number | undefined)[] {
+  const timers = vi.spyOn(globalThis, 'setTimeout');
+  return () => timers.mock.calls.map(([, ms]) => ms);
+}
+
 /** Runs a program that first appends its pid to a file; returns the pids of all starts so far. */
-function keep(program: string, startLimitsMs: readonly [number, ...number[]] = [5000]): () => number[] {
+function keep(program: string, startLimitsMs: readonly [number, ...number[]] = [60_000]): () => number[] {
   const pids = join(directory, 'pids');
   const script = join(directory, 'program.cjs');
   writeFileSync(pids, '');
   writeFileSync(script, `require('node:fs').appendFileSync(${JSON.stringify(pids)}, process.pid + '\\n');\n${program}`);
   child = new Child({
     name: 'child',
-    command: () => ({ program: process.execPath, args: [script] }),
+    command: () => {
+      starts += 1;
+      return { program: process.execPath, args: [script] };
+    },
     startLimitsMs,
     niceness: 5,
-    log: silentLogger,
+    log,
     onReady: () => undefined,
     onRequest: () => undefined,
   });
@@ -50,7 +70,6 @@ describe('a child', () => {
       },
       () => process.execPath,
     ];
-    let starts = 0;
     child = new Child({
       name: 'child',
       command: () => ({ program: programs[Math.min(starts++, 2)]!(), args: [script] }),
@@ -61,7 +80,7 @@ describe('a child', () => {
       onRequest: () => undefined,
     });
     child.start();
-    await waitFor(() => child!.ready, { what: 'the third start', timeoutMs: 10_000 });
+    await waitFor(() => child!.ready, { what: 'the third start' });
     expect(starts).toBe(3);
   });
 
@@ -72,51 +91,59 @@ describe('a child', () => {
   });
 
   test('that dies after it was ready is started again at once, however often', async () => {
+    const delays = delaysMs();
     const pids = keep(READY);
     for (let n = 0; n < 6; n += 1) {
       await waitFor(() => pids().length === n + 1 && child!.ready, { what: `start ${n + 1} to be ready` });
-      const startedMs = performance.now();
       process.kill(pids().at(-1)!, 'SIGKILL');
       await waitFor(() => pids().length === n + 2, { what: `start ${n + 2}` });
-      expect(performance.now() - startedMs).toBeLessThan(1500);
     }
+    expect(Math.max(...delays().map(Number))).toBeLessThanOrEqual(300);
   });
 
   test('that somebody kills while it starts is not made to wait for it, however often', async () => {
+    const delays = delaysMs();
     const pids = keep('setInterval(() => undefined, 1000);');
     for (let n = 0; n < 7; n += 1) {
-      await waitFor(() => pids().length === n + 1, { what: `start ${n + 1}`, timeoutMs: 1500 });
+      await waitFor(() => pids().length === n + 1, { what: `start ${n + 1}` });
       process.kill(pids().at(-1)!, 'SIGKILL');
     }
-    await waitFor(() => pids().length === 8, { what: 'start 8', timeoutMs: 1500 });
+    await waitFor(() => pids().length === 8, { what: 'start 8' });
+    expect(Math.max(...delays().map(Number))).toBeLessThanOrEqual(300);
   });
 
-  test('that is stopped is killed and replaced within 5 s', async () => {
+  test('that is stopped is killed after some seconds of silence and replaced', async () => {
     const pids = keep(READY);
     await waitFor(() => child!.ready, { what: 'the first start' });
-    const stoppedMs = performance.now();
     process.kill(pids()[0]!, 'SIGSTOP');
     await waitFor(() => pids().length === 2 && child!.ready, { what: 'the second start' });
-    expect(performance.now() - stoppedMs).toBeLessThan(5000);
+    expectSilence();
   });
 
-  test('that spins is killed and replaced within 5 s', async () => {
+  test('that spins is killed after some seconds of silence and replaced', async () => {
     const pids =
       keep(`${READY}\nif (require('node:fs').readFileSync(${JSON.stringify(join(directory, 'pids'))}, 'utf8').split('\\n').length === 2)
       process.once('message', () => { for (;;) {} });`);
-    await waitFor(() => pids().length === 2 && child!.ready, { what: 'the second start', timeoutMs: 5000 });
+    await waitFor(() => pids().length === 2 && child!.ready, { what: 'the second start' });
+    expectSilence();
   });
 
+  /** Within 5 s it is to be there again: that leaves the rest to a probe and a start. After a longer gap the keeper trusts its own ears no more. */
+  function expectSilence(): void {
+    expect(silences[0]).toBeGreaterThanOrEqual(3000);
+    expect(silences[0]).toBeLessThanOrEqual(3000 + 3 * 500);
+  }
+
   test('whose start hangs is killed at its limit, and the next start is given more time', async () => {
-    const pids = keep('setInterval(() => undefined, 1000);', [600, 60_000]);
-    await waitFor(() => pids().length === 2, { what: 'the second start', timeoutMs: 5000 });
-    await expect(waitFor(() => pids().length === 3, { what: 'a third start', timeoutMs: 2500 })).rejects.toThrow('waited');
+    keep('setInterval(() => undefined, 1000);', [600, 60_000]);
+    await waitFor(() => starts === 2, { what: 'the second start' });
+    await expect(waitFor(() => starts === 3, { what: 'a third start', timeoutMs: 2500 })).rejects.toThrow('waited');
   });
 
   test('that never gets ready is started ever more slowly', async () => {
-    const pids = keep('process.exit(1);');
-    await waitFor(() => pids().length >= 3, { what: 'three starts' });
-    const before = pids().length;
-    await expect(waitFor(() => pids().length > before + 3, { what: 'a burst of starts', timeoutMs: 1500 })).rejects.toThrow('waited');
+    const delays = delaysMs();
+    keep('process.exit(1);');
+    await waitFor(() => delays().length >= 4, { what: 'the fourth end' });
+    expect(delays().slice(0, 4)).toEqual([100, 300, 1000, 3000]);
   });
 });
