@@ -171,10 +171,14 @@ export class Devices {
 
   /** Detaches the device's file; it goes when its last user does. An unknown one is no error. */
   async detach(id: string): Promise<void> {
-    const attachment = this.live(id);
-    if (attachment === undefined) return;
+    for (const attachment of this.present(id)) await this.detachOne(attachment);
+  }
+
+  private async detachOne(attachment: Attachment): Promise<void> {
     if (attachment.state === 'opening' && !attachment.isTakenOver) {
-      attachment.abort.abort(new AppError('Canceled', { op: 'attach device', subject: id, what: 'it was detached meanwhile' }));
+      attachment.abort.abort(
+        new AppError('Canceled', { op: 'attach device', subject: attachment.spec.id, what: 'it was detached meanwhile' }),
+      );
       await attachment.opening.catch((error: unknown) => this.options.log.debug({ reason: describeError(error) }, 'opening given up'));
       if (attachment.state === 'opening' || attachment.state === 'failed') return;
     }
@@ -183,7 +187,8 @@ export class Devices {
     try {
       await this.options.unmount([attachment.devicePath], AbortSignal.timeout(UNMOUNT_LIMIT_MS));
     } catch (error) {
-      // Still there, so that the next detach tries again.
+      // Still there, so that the next detach tries again; unless the kernel has released it all the same.
+      if (attachment.slot !== undefined && !this.bySlot.has(attachment.slot)) return;
       attachment.isDetached = false;
       if (attachment.state === 'releasing') attachment.state = 'attached';
       throw error;
@@ -238,6 +243,7 @@ export class Devices {
       const device = await OpenDevice.open(instance, spec, this.options, abort.signal);
       attachment.device = device;
       await specFiles.save({ instance, spec, connection: attachment.connection });
+      abort.signal.throwIfAborted();
       this.serve(attachment, device, await keeper.open(instance, attachment.devicePath), { isTakenOver: false });
     } catch (error) {
       attachment.device?.close();
@@ -355,12 +361,16 @@ export class Devices {
     this.options.events.add({ severity: 'error', kind: 'device.read-failed', subject: device.spec.id, message });
   }
 
-  /** The attachment that new users may join. */
+  /** The attachments of a device that are not detached. */
+  private present(id: string): Attachment[] {
+    return [...this.attachments.values()].filter(
+      ({ spec, isDetached, state }) => spec.id === id && !isDetached && (state === 'opening' || state === 'attached'),
+    );
+  }
+
+  /** The attachment that new users may join: none whose opening is being given up. */
   private live(id: string): Attachment | undefined {
-    for (const attachment of this.attachments.values())
-      if (attachment.spec.id === id && !attachment.isDetached && (attachment.state === 'opening' || attachment.state === 'attached'))
-        return attachment;
-    return undefined;
+    return this.present(id).find(({ state, abort }) => state === 'attached' || !abort.signal.aborted);
   }
 
   private freeInstance(id: string): string {

@@ -53,6 +53,7 @@ async function setUp() {
       await store.close();
     });
     let slot = 0;
+    const unmounting = { after: async (): Promise<void> => {} };
     const countsOf = () => ({ reads: 3, bytes: 4096 });
     const pool = { add: () => ++slot, remove: async () => {}, answer: () => true, countsOf } as unknown as FusePool;
     const keeper = {
@@ -81,6 +82,7 @@ async function setUp() {
       mountPoints: async () => [...mounted],
       unmount: async (targets) => {
         for (const target of targets) mounted.delete(target);
+        await unmounting.after();
       },
       onAttached: () => {},
       clock: systemClock,
@@ -90,7 +92,7 @@ async function setUp() {
       verify: 'transport',
     });
     await devices.restore();
-    return { devices, store };
+    return { devices, store, unmounting, keeper };
   };
   return { start, registry, held, mounted, taking, deviceDir };
 }
@@ -105,7 +107,7 @@ test('a caller whose deadline passes does not end the taking over of a device th
   await expect(devices.attach(device.spec, AbortSignal.timeout(50))).rejects.toMatchObject({ code: 'Unavailable' });
   expect([...held]).toEqual(['test']);
   registry.isAway = false;
-  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test attached']), 10_000);
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test attached']), 30_000);
 });
 
 test('detaching a device that is being taken over leaves it to its last users', async () => {
@@ -119,7 +121,7 @@ test('detaching a device that is being taken over leaves it to its last users', 
   registry.isAway = false;
   const again = await devices.attach(device.spec, never);
   expect(again.instance).toBe('test.1');
-  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test releasing', 'test.1 attached']), 10_000);
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test releasing', 'test.1 attached']), 30_000);
 });
 
 test('a device that was detached before a restart is not given to new users, whose file would be gone', async () => {
@@ -139,9 +141,9 @@ test('taking over again after a failure holds no blob twice', async () => {
   await (await start()).devices.attach(device.spec, never);
   taking.failures = 1;
   const { devices, store } = await start();
-  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test attached']), 10_000);
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test attached']), 30_000);
   devices.receive({ type: 'gone', slot: 1 });
-  await vi.waitFor(() => expect(stateOf(devices)).toEqual([]), 10_000);
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual([]), 30_000);
   const handle = await store.acquire(blobsOf(device.spec)[0]!);
   expect(handle.blob.references).toBe(1);
   handle.release();
@@ -155,5 +157,57 @@ test('a connection that nobody serves and whose mount cannot be taken down does 
     throw new AppError('Unavailable', { op: 'unmount', subject: 'orphan', what: 'simulated' });
   });
   const { devices } = await start();
-  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test attached']), 10_000);
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test attached']), 30_000);
+});
+
+test('who comes while an opening is being given up does not share its end', async () => {
+  const { start } = await setUp();
+  const { devices, store } = await start();
+  const acquire = store.acquire.bind(store);
+  const reached = Promise.withResolvers<void>();
+  const held = Promise.withResolvers<void>();
+  store.acquire = async (source) => {
+    store.acquire = acquire;
+    reached.resolve();
+    await held.promise;
+    return acquire(source);
+  };
+  const deadline = new AbortController();
+  const first = devices.attach(device.spec, deadline.signal);
+  await reached.promise;
+  deadline.abort();
+  await expect(first).rejects.toMatchObject({ code: 'Unavailable' });
+  const second = devices.attach(device.spec, never);
+  held.resolve();
+  expect(await second).toMatchObject({ state: 'attached' });
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test.1 attached']), 30_000);
+});
+
+test('an opening that was given up at its last step attaches nothing', async () => {
+  const { start, held } = await setUp();
+  const { devices } = await start();
+  const deadline = new AbortController();
+  const save = vi.spyOn(SpecFiles.prototype, 'save').mockImplementationOnce(async () => deadline.abort());
+  onTestFinished(() => save.mockRestore());
+  await expect(devices.attach(device.spec, deadline.signal)).rejects.toMatchObject({ code: 'Unavailable' });
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual([]), 30_000);
+  expect([...held]).toEqual([]);
+});
+
+test('a device that the kernel has released is not attached again by an unmount that fails late', async () => {
+  const { start } = await setUp();
+  const { devices, unmounting, keeper } = await start();
+  await devices.attach(device.spec, never);
+  const closing = Promise.withResolvers<void>();
+  keeper.close = () => closing.promise;
+  unmounting.after = async () => {
+    unmounting.after = async () => {};
+    devices.receive({ type: 'gone', slot: 1 });
+    throw new AppError('Unavailable', { op: 'unmount', subject: 'test', what: 'simulated' });
+  };
+  await devices.detach(device.spec.id);
+  expect(stateOf(devices)).toEqual(['test releasing']);
+  expect((await devices.attach(device.spec, never)).instance).toBe('test.1');
+  closing.resolve();
+  await vi.waitFor(() => expect(stateOf(devices)).toEqual(['test.1 attached']), 30_000);
 });
