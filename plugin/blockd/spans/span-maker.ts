@@ -75,10 +75,17 @@ export class SpanMaker {
     const index = handles[source.indexBlobIndex]!;
     const layout = layOutSpans(source.gzip.entries, source.gzip.originalSizeBytes);
     const blobs = { gzip: gzip.source, index: index.source };
-    const kept = await this.store.acquire(spanBlobOf(source, blobs, layout, `${this.life} ${this.corruptions}`));
-    const opened: SpanSource = { gzip, index, kept, tables: source.gzip, layout, chunks: source.chunks, closed };
-    this.sources.add(opened);
-    return opened;
+    for (;;) {
+      const { corruptions } = this;
+      const kept = await this.store.acquire(spanBlobOf(source, blobs, layout, `${this.life} ${corruptions}`));
+      if (corruptions === this.corruptions) {
+        const opened: SpanSource = { gzip, index, kept, tables: source.gzip, layout, chunks: source.chunks, closed };
+        this.sources.add(opened);
+        return opened;
+      }
+      // Meanwhile unchecked spans were forgotten, but not those in here.
+      kept.release();
+    }
   }
 
   /** Gives a source back, when no thread reads its spans any more. */
@@ -137,8 +144,8 @@ export class SpanMaker {
     await this.gate.run(place.storedBytes + place.plainBytes, async () => {
       const digests = chunks === undefined ? undefined : Uint8Array.from(digestsOfSpan(chunks, span));
       for (let repairs = 0; ; repairs += 1) {
-        const { stored, window } = await this.readStored(source, place);
         const { corruptions } = this;
+        const { stored, window } = await this.readStored(source, place);
         const { bits, plainBytes } = place;
         const answer = await this.threads.inflate({ stored, window, bits, isCompressed: tables.isCompressed, plainBytes, digests });
         if (!kept.isHeld) throw canceled(source);

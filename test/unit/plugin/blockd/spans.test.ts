@@ -15,6 +15,7 @@ import { InflateThreads } from '../../../../plugin/blockd/spans/inflate-threads.
 import { SpanMaker } from '../../../../plugin/blockd/spans/span-maker.ts';
 import type { BlobSource } from '../../../../plugin/file/device-spec.ts';
 import { MissingList } from '../../../../plugin/file/file.ts';
+import type { BlobHandle } from '../../../../plugin/file/store/blob-handle.ts';
 import { ChunkStore } from '../../../../plugin/file/store/chunk-store.ts';
 import type { StoreEvent } from '../../../../plugin/file/store/store-event.ts';
 import { OUT_HEADER_BYTES } from '../../../../plugin/fuse/protocol.ts';
@@ -158,6 +159,21 @@ async function readMissed(open: OpenDevice, offsetBytes: number, lengthBytes: nu
   return outcome;
 }
 
+/** Tells of each read of a blob through this handle whether all of it was there. */
+function onRead(handle: BlobHandle, tell: (isHere: boolean) => void): void {
+  const file = handle.file.bind(handle);
+  handle.file = () => {
+    const found = file();
+    const readSync = found.readSync.bind(found);
+    found.readSync = (...args) => {
+      const isHere = readSync(...args);
+      tell(isHere);
+      return isHere;
+    };
+    return found;
+  };
+}
+
 /** Reads everything in order; the offset of the first wrong or failed read, or undefined. */
 async function firstWrong(open: OpenDevice): Promise<number | undefined> {
   for (let at = 0; at < expected.length; at += READ_BYTES) {
@@ -269,7 +285,7 @@ describe('a span', () => {
     end();
     expect(open.handles[2]!.isReadable(Math.floor(at / UNIT))).toBe(true);
     await open.fetch([{ blobId: open.handles[2]!.blobId, offsetBytes: 0, lengthBytes: gzip.length }], new AbortController().signal);
-    await vi.waitFor(async () => expect((await readMissed(open, plainAt, 32))?.equals(rightPlain)).toBe(true), 10_000);
+    await vi.waitFor(async () => expect((await readMissed(open, plainAt, 32))?.equals(rightPlain)).toBe(true), 30_000);
     expect(await firstWrong(open)).toBeUndefined();
     expect(store.usage().reservedBytes).toBe(0);
   });
@@ -292,6 +308,49 @@ describe('a span', () => {
     expect((await readMissed(open, plainAt, 32))?.equals(expected.subarray(plainAt, plainAt + 32))).toBe(true);
     expect(await firstWrong(open)).toBeUndefined();
     expect(store.usage().reservedBytes).toBe(0);
+  });
+
+  test('without digests is forgotten also when its layer turns out to be another one just after it was read', async () => {
+    const { serve, plainAt, end } = wrongNoise();
+    const { open, store, spans } = await setUp({ device: unchecked, serve });
+    const [, index, stored] = open.handles as [BlobHandle, BlobHandle, BlobHandle];
+    const forgotten: Promise<void>[] = [];
+    let hasStored = false;
+    onRead(stored, (isHere) => {
+      hasStored = isHere;
+    });
+    // The index is read last.
+    onRead(index, (isHere) => {
+      if (!isHere || !hasStored || forgotten.length > 0) return;
+      queueMicrotask(() => {
+        end();
+        forgotten.push(spans.forgetUnchecked(stored.source.digest), store.drop(stored, 0, stored.sizeBytes));
+      });
+    });
+    expect((await readMissed(open, plainAt, 32))?.equals(expected.subarray(plainAt, plainAt + 32))).toBe(true);
+    expect(forgotten).toHaveLength(2);
+    await Promise.all(forgotten);
+  });
+
+  test('without digests is not found again by a device that is opened as its layer turns out to be another one', async () => {
+    const { serve, plainAt, end } = wrongNoise();
+    const { open, store, spans, parts } = await setUp({ device: unchecked, serve });
+    const right = expected.subarray(plainAt, plainAt + 32);
+    expect((await readMissed(open, plainAt, 32))?.equals(right)).toBe(false);
+    const stored = await store.acquire(open.handles[2]!.source);
+    open.close();
+    const acquire = store.acquire.bind(store);
+    store.acquire = async (source) => {
+      const acquired = await acquire(source);
+      if (open.handles.some((handle) => handle.source.digest === source.digest)) return acquired;
+      store.acquire = acquire;
+      end();
+      await Promise.all([spans.forgetUnchecked(stored.source.digest), store.drop(stored, 0, stored.sizeBytes)]);
+      return acquired;
+    };
+    const again = await OpenDevice.open('two', unchecked.spec, parts, new AbortController().signal);
+    onTestFinished(() => again.close());
+    expect((await readMissed(again, plainAt, 32))?.equals(right)).toBe(true);
   });
 
   test('that the thread cannot deal with fails its own reads, and no others', async () => {
