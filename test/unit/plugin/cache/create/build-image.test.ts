@@ -9,6 +9,7 @@ import type { RegistryClient } from '../../../../../plugin/registry/client.ts';
 import { chainIdOf } from '../../../../../plugin/snapshotter/chain-id.ts';
 import type { ImageClient } from '../../../../../plugin/snapshotter/containerd/image-client.ts';
 import { type Image, layerOfEntries, buildImage as ociImage } from '../../../../support/oci-image.ts';
+import { waitFor } from '../../../../support/wait.ts';
 
 async function image(): Promise<Image> {
   const layers = await Promise.all([1, 2].map((n) => layerOfEntries([{ name: `file${n}`, content: `${n}` }], { gzip: true })));
@@ -193,21 +194,15 @@ test.each([true, false])('a layer that does not come is left to others who want 
   const of = await image();
   const world = containerd(of);
   world.others.helps = helps;
-  let release = (): void => {};
   const { fetchLayer } = world.parts;
   let calls = 0;
   world.parts.fetchLayer = async (layer) => {
     calls += 1;
-    if (calls === 1) {
-      await new Promise<void>((resolve) => {
-        release = resolve;
-        setTimeout(resolve, 1_500).unref();
-      });
-    }
+    // It comes when nobody waits for it any more.
+    if (calls === 1) await waitFor(() => world.told.includes(`${layer.digest} yielded`), { what: 'the layer to be left to others' });
     return fetchLayer(layer);
   };
-  await buildImage(work(of), { ...world.parts, stillMs: 600 });
-  release();
+  await buildImage(work(of), { ...world.parts, stillMs: 100 });
   expect(world.told).toContain(`${of.layers[0]!.digest} yielded`);
   expect(world.applied).toEqual(of.layers.map(({ digest }) => digest));
   expect(calls).toBe(2);
