@@ -83,7 +83,7 @@ export class Changes {
     const record = this.parts.catalogue.get(id);
     const scope = `update ${id}`;
     if (this.parts.tokens.find(scope, options.clientToken, patch) !== undefined) return;
-    if (options.version !== undefined && options.version !== record.version) throw this.conflict(record, op, options.version);
+    this.refuseOtherVersion(record, op, options.version);
     if (this.updating.has(id)) throw this.conflict(record, op);
     this.updating.add(id);
     try {
@@ -98,7 +98,7 @@ export class Changes {
     id: string,
     patch: UpdateCacheRequest,
     op: string,
-    { dryRun: isDry = false }: ChangeOptions,
+    { dryRun: isDry = false, version }: ChangeOptions & { readonly version?: number },
     remember: () => void,
   ): Promise<void> {
     const { catalogue, secrets } = this.parts;
@@ -110,6 +110,7 @@ export class Changes {
     }
     // The registry may have taken its time.
     const record = this.updatable(id, op);
+    this.refuseOtherVersion(record, op, version);
     if (plan.change.name !== undefined) this.refuseTakenName(plan.change.name, op);
     if (rebuild === undefined && plan.credentials === undefined && Object.keys(plan.change).length === 0) {
       throw cacheError('NoNeedUpdate', { op, subject: id, what: 'it is as the request wants it already' });
@@ -168,6 +169,10 @@ export class Changes {
       what: `${holder.id} has this name`,
       details: { imageCacheId: holder.id },
     });
+  }
+
+  private refuseOtherVersion(record: CacheRecord, op: string, wanted: number | undefined): void {
+    if (wanted !== undefined && wanted !== record.version) throw this.conflict(record, op, wanted);
   }
 
   private conflict({ id, version, status }: CacheRecord, op: string, wanted?: number): AppError {

@@ -131,3 +131,19 @@ test('a cache that got other images while the former ones were looked at is not 
   expect(caches.service.events(id).map((event) => event.reason)).not.toContain('ContentDamaged');
   expect(caches.service.get(id).status).toBe('Ready');
 });
+
+test('only the version that was seen is changed, also when the registry takes its time to say what tags mean', async () => {
+  await using caches = host();
+  const { imageCacheId: id } = await caches.service.autoCreate({ sandboxId: 's', images: [refOf(1)] });
+  await caches.settle();
+  const { version } = caches.service.get(id);
+  caches.node.push(fakeImage(refOf(1), ['base', 'app-1', 'moved']));
+  caches.node.during('resolve', async () => {
+    const credentials = [{ server: 'registry.example', userName: 'pod', password: 'p' }];
+    await caches.service.autoCreate({ sandboxId: 's', images: [refOf(1)], credentials });
+  });
+  await expect(caches.service.update(id, { images: [refOf(1)] }, { version })).rejects.toMatchObject({
+    details: { reason: 'OperationConflict' },
+  });
+  expect(caches.service.get(id).status).toBe('Ready');
+});
