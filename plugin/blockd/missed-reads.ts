@@ -19,6 +19,9 @@ const MAX_ROUNDS = 64;
 /** A container that is killed while its registry is away ends this soon. */
 const KILL_WATCH_MS = 500;
 
+/** More signals than readers are told of at once; the oldest that no read was there for came after its answer. */
+const MAX_EARLY = 1024;
+
 /** A read that waits this long is one that a person notices. */
 const STALL_MS = 1000;
 
@@ -37,6 +40,8 @@ export interface MissedReadsOptions {
 export class MissedReads {
   private readonly options: MissedReadsOptions;
   private readonly pending = new Map<string, Pending>();
+  /** Reads that were interrupted before they came: another thread told, and was quicker. */
+  private readonly early = new Set<string>();
   private watch: NodeJS.Timeout | undefined;
   /** Filled and sent without a pause between, so one serves all. */
   private readonly scratch = Buffer.allocUnsafeSlow(OUT_HEADER_BYTES + MAX_READ_BYTES);
@@ -55,6 +60,7 @@ export class MissedReads {
     const key = keyOf(miss.slot, miss.uniqueLow, miss.uniqueHigh);
     const abort = new AbortController();
     this.pending.set(key, { abort, tid: miss.tid, isInterrupted: false });
+    if (this.early.delete(key)) this.interrupt(miss.slot, miss.uniqueLow, miss.uniqueHigh);
     device.waiting += 1;
     const beganMs = performance.now();
     const stopWaiting = (): void => abort.abort();
@@ -78,8 +84,14 @@ export class MissedReads {
    * error would reach the program, or kill it with SIGBUS). So the reader is watched until it is killed or served.
    */
   interrupt(slot: number, uniqueLow: number, uniqueHigh: number): void {
-    const pending = this.pending.get(keyOf(slot, uniqueLow, uniqueHigh));
-    if (pending === undefined) return;
+    const key = keyOf(slot, uniqueLow, uniqueHigh);
+    const pending = this.pending.get(key);
+    if (pending === undefined) {
+      this.early.add(key);
+      const [oldest] = this.early;
+      if (this.early.size > MAX_EARLY && oldest !== undefined) this.early.delete(oldest);
+      return;
+    }
     pending.isInterrupted = true;
     this.endKilled();
     this.watch ??= setInterval(() => this.endKilled(), KILL_WATCH_MS);
