@@ -3,6 +3,7 @@ import { AppError } from '../base/errors.ts';
 import { FETCH_STREAM_BYTES } from '../base/limits.ts';
 import type { BlobSource } from '../file/device-spec.ts';
 import type { BlobHandle } from '../file/store/blob-handle.ts';
+import { blobKeyOf } from '../file/store/blob-key.ts';
 import type { ChunkStore } from '../file/store/chunk-store.ts';
 import type { ChunkVerifier } from './chunk-verifier.ts';
 import type { FetchScheduler } from './fetch/fetch-scheduler.ts';
@@ -58,6 +59,7 @@ async function fetchAll(scheduler: FetchScheduler, handle: BlobHandle, signal: A
 
 export class Fills {
   private readonly parts: FillParts;
+  /** By key: one digest may have several blobs (store/blob-key.ts). */
   private readonly held = new Map<string, { handle: BlobHandle; timer: NodeJS.Timeout }>();
 
   constructor(parts: FillParts) {
@@ -74,7 +76,7 @@ export class Fills {
     try {
       const before = handle.counts().presentBytes;
       await fetchAndVerify(this.parts, handle, signal);
-      this.hold(source.digest, handle);
+      this.hold(blobKeyOf(source), handle);
       return {
         path: handle.dataPath,
         fetchedBytes: Math.max(0, handle.sizeBytes - before),
@@ -87,22 +89,22 @@ export class Fills {
 
   /** Gives all held blobs back. */
   close(): void {
-    for (const digest of [...this.held.keys()]) this.letGo(digest);
+    for (const key of [...this.held.keys()]) this.letGo(key);
   }
 
-  private hold(digest: string, handle: BlobHandle): void {
-    this.letGo(digest);
+  private hold(key: string, handle: BlobHandle): void {
+    this.letGo(key);
     const oldest = this.held.keys().next().value;
     if (this.held.size >= MAX_HELD && oldest !== undefined) this.letGo(oldest);
-    const timer = setTimeout(() => this.letGo(digest), HOLD_MS);
+    const timer = setTimeout(() => this.letGo(key), HOLD_MS);
     timer.unref();
-    this.held.set(digest, { handle, timer });
+    this.held.set(key, { handle, timer });
   }
 
-  private letGo(digest: string): void {
-    const held = this.held.get(digest);
+  private letGo(key: string): void {
+    const held = this.held.get(key);
     if (held === undefined) return;
-    this.held.delete(digest);
+    this.held.delete(key);
     clearTimeout(held.timer);
     held.handle.release();
   }

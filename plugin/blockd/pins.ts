@@ -113,8 +113,9 @@ export class Pins {
     if (held === undefined || held.isReleased || !held.blobs.has(blobKeyOf(source))) {
       throw new AppError('FailedPrecondition', { op: 'fill pinned blob', subject: source.digest, what: `${owner} does not pin it` });
     }
-    const handle = await this.parts.store.acquire(source);
+    // Before anything else happens: an owner that is released meanwhile must not come back by it.
     const progress = this.progressOf(owner);
+    const handle = await this.parts.store.acquire(source);
     try {
       if (isCheckedAgain && handle.isVerified) await this.parts.store.verifyComplete(handle, signal, { isAgain: true });
       const before = handle.counts().presentBytes;

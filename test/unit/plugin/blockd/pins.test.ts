@@ -219,3 +219,17 @@ test('wrong bytes of a registry are not kept', async () => {
   await expect(pins.fill('imc-a', wrong, SIGNAL)).rejects.toMatchObject({ code: 'DataLoss' });
   expect(await pins.status('imc-a')).toMatchObject([{ isWhole: false }]);
 });
+
+test('an owner that is released as a fill begins leaves no word of what it filled', async () => {
+  const { pins, store } = await start();
+  await pins.set('imc-a', [FIRST]);
+  const acquire = store.acquire.bind(store);
+  let released: Promise<void> | undefined;
+  store.acquire = async (source) => {
+    released ??= pins.release('imc-a');
+    await released;
+    return acquire(source);
+  };
+  await pins.fill('imc-a', FIRST, SIGNAL);
+  expect(pins.filledBytes('imc-a')).toEqual({});
+});
