@@ -3,7 +3,8 @@
  * digest, every layer is opened by blockd, and the answer is stored with its reason. An ordinary image is served from its twin, if one is
  * found in time and is what it claims to be.
  *
- * An answer that stands on trouble which passes (a registry or blockd that is away) is believed for the rest of its pull, no longer.
+ * An answer that stands on trouble which passes (a registry or blockd that is away, credentials that are refused) is believed for the rest of
+ * its pull, no longer.
  *
  *   layers   0 1 2 3 4 5
  *            └lazy┘ └──── first refused layer and all above: ordinary
@@ -16,7 +17,7 @@ import type { DecisionStore, ImageDecision } from './decision-store.ts';
 import type { IndexLayers } from './index-layer.ts';
 import { fetchImageManifest } from './manifest.ts';
 import type { BlockDevices, ImageResolver } from './ports.ts';
-import { type Servable, servableLayers } from './served-layers.ts';
+import { isTransient, type Servable, servableLayers } from './served-layers.ts';
 import { TwinFinder, type TwinSearch } from './twin-finder.ts';
 import { type BaseImage, fetchBaseImage, twinLayers } from './twin-layers.ts';
 import type { TwinPolicy } from './twin-policy.ts';
@@ -98,7 +99,7 @@ export class ImageDecider {
     return this.once(subject, image, () => this.makeTwin(image, base, subject));
   }
 
-  /** How many of `layers`, from the bottom, blockd can open. Errors: Unavailable, DeadlineExceeded (it could not be found out). */
+  /** How many of `layers`, from the bottom, blockd can open. Errors: Unavailable and the like (it could not be found out). */
   async openable(image: string, layers: readonly LayerSpec[], signal: AbortSignal): Promise<{ count: number; reason: string | null }> {
     const refusal = async (count: number): Promise<AppError | undefined> => {
       if (count === 0) return undefined;
@@ -107,7 +108,7 @@ export class ImageDecider {
         await this.options.devices.check({ version: 1, id: deviceIdOf(prefix), image, layers: prefix }, signal);
         return undefined;
       } catch (error) {
-        if (!isAppError(error) || isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled')) throw error;
+        if (!isAppError(error) || isTransient(error)) throw error;
         return error;
       }
     };
@@ -165,7 +166,7 @@ export class ImageDecider {
       decision = { ...decision, lazyLayers: layers, reason };
     } catch (error) {
       if (!isAppError(error) && !signal.aborted) throw error;
-      isPassing = signal.aborted || isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled');
+      isPassing = signal.aborted || isTransient(error);
       decision = { ...decision, lazyLayers: [], reason: describeError(error) };
     }
     const subject = manifestDigest ?? image;
@@ -215,7 +216,7 @@ export class ImageDecider {
       } catch (error) {
         if (!isAppError(error) && !signal.aborted) throw error;
         search.refusals.push(`${name} is refused: ${describeError(error)}`);
-        if (signal.aborted || isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled')) search.isFinal = false;
+        if (signal.aborted || isTransient(error)) search.isFinal = false;
       }
     }
     return undefined;

@@ -121,8 +121,9 @@ async function prepare(
   }
 }
 
-function isTransient(error: AppError): boolean {
-  return isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled');
+/** Trouble that passes, and says nothing of an image: a registry or blockd is away, or credentials are refused in whose place others may come. */
+export function isTransient(error: unknown): error is AppError {
+  return isAppError(error, 'Unavailable', 'DeadlineExceeded', 'Canceled', 'Unauthenticated', 'PermissionDenied');
 }
 
 /**

@@ -6,6 +6,7 @@ import fs from 'node:fs/promises';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { sha256 } from '../../../../plugin/base/digest.ts';
+import { AppError } from '../../../../plugin/base/errors.ts';
 import { deviceIdOf } from '../../../../plugin/file/device-spec.ts';
 import { type FakeLayer, ordinaryLayer, overlaybdLayer } from '../../../support/fake-image-resolver.ts';
 import { NEVER_ABORTED, SnapshotterHarness } from '../../../support/snapshotter-harness.ts';
@@ -251,6 +252,30 @@ describe('trouble that passes is no decision', () => {
       harness.service.database.client.prepare('DELETE FROM resolutions').run();
     }
   });
+
+  test.each(['Unauthenticated', 'PermissionDenied'] as const)(
+    'nor is a registry that wants other credentials (%s), which the next pull may bring',
+    async (code) => {
+      const manifestDigest = harness.resolver.add(A, layers);
+      const refusal = async (): Promise<never> => {
+        throw new AppError(code, { op: 'ask', subject: A, what: 'the credentials were refused' });
+      };
+      // The manifest first, then what the data plane reads.
+      for (const part of [
+        vi.spyOn(harness.resolver, 'resolveManifest').mockImplementation(refusal),
+        vi.spyOn(harness.devices, 'check').mockImplementation(refusal),
+      ]) {
+        await expect(harness.pull(A, layers, { manifestDigest, unpack: fails })).rejects.toThrow('the registry is away');
+        expect(harness.service.resolutions(1)[0]).toMatchObject({
+          lazyLayers: 0,
+          reason: expect.stringMatching(/credentials were refused/),
+        });
+        part.mockRestore();
+      }
+      expect((await harness.pull(A, layers, { manifestDigest })).steps).toEqual(['remote', 'remote', 'remote']);
+      expect(harness.service.resolutions(1)[0]).toMatchObject({ artifactDigest: manifestDigest, lazyLayers: 3, reason: null });
+    },
+  );
 
   test('the layers of one pull do not wait for it one after the other', async () => {
     later(0);
