@@ -1,9 +1,9 @@
 /**
  * Brings the rest of each attached blob, one request at a time: after a delay, within a rate, and giving way to readers. A blob that
- * fails goes to the end of the line after a pause that doubles.
+ * fails, or of which something did not come, goes to the end of the line after a pause that doubles.
  */
 import type { Clock } from '../../base/clock.ts';
-import { type AppError, isAppError } from '../../base/errors.ts';
+import { isAppError } from '../../base/errors.ts';
 import { FETCH_STREAM_BYTES, FETCH_UNIT_BYTES } from '../../base/limits.ts';
 import type { BlobFetches } from './blob-fetches.ts';
 import type { FillOptions } from './fetch-types.ts';
@@ -82,7 +82,7 @@ export class BackgroundFill {
     const endMax = Math.min(unitCount, first + FETCH_STREAM_BYTES / FETCH_UNIT_BYTES);
     while (end < endMax && !isComing(blob, end)) end += 1;
     if (first === unitCount) {
-      this.entries.delete(entry);
+      this.endPass(entry);
       return;
     }
     await this.parts.whenQuiet(GIVE_WAY_MS, this.signal);
@@ -95,8 +95,15 @@ export class BackgroundFill {
       await this.payFor(lengthBytes);
     } catch (error) {
       if (!isAppError(error)) throw error;
-      this.postpone(entry, error);
+      this.postpone(entry, error.retryAfterMs);
     }
+  }
+
+  /** What others were bringing may not have come, or not to the disk: it is looked for again. */
+  private endPass(entry: Entry): void {
+    entry.nextUnit = 0;
+    if (entry.blob.handle.isComplete) this.entries.delete(entry);
+    else this.postpone(entry);
   }
 
   private async payFor(lengthBytes: number): Promise<void> {
@@ -106,10 +113,10 @@ export class BackgroundFill {
     await this.parts.sleep(this.rateAtMs - nowMs, this.signal);
   }
 
-  private postpone(entry: Entry, error: AppError): void {
+  private postpone(entry: Entry, askedMs = 0): void {
     entry.failures += 1;
     const pauseMs = Math.min(PAUSE_MAX_MS, PAUSE_FIRST_MS * 2 ** Math.min(entry.failures - 1, 10));
-    entry.dueMs = this.parts.clock.monotonicMs() + Math.max(pauseMs, Math.min(error.retryAfterMs ?? 0, PAUSE_MAX_MS));
+    entry.dueMs = this.parts.clock.monotonicMs() + Math.max(pauseMs, Math.min(askedMs, PAUSE_MAX_MS));
   }
 }
 

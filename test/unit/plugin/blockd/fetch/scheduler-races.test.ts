@@ -1,5 +1,6 @@
 /** What comes between two steps of the scheduler: repairs, ends and corruption found while something else waits for the disk. */
 import { expect, onTestFinished, test, vi } from 'vitest';
+import { AppError } from '../../../../../plugin/base/errors.ts';
 import { FetchScheduler, type FetchSchedulerOptions } from '../../../../../plugin/blockd/fetch/fetch-scheduler.ts';
 import { hashFile } from '../../../../../plugin/file/store/hash-file.ts';
 import { bytesOf, openStore, read, scratchDir, sourceOf, UNIT } from '../../file/store/store-support.ts';
@@ -97,4 +98,24 @@ test('the end of the scheduler also ends what was waiting for quiet or for the d
   dropping.resolve();
   await runUntil(clock, () => closing.isDone && repairing.isDone, 5_000);
   for (const { error } of [reading, repairing]) expect(error).toMatchObject({ code: 'Canceled' });
+});
+
+test('the background fill also brings what somebody else was bringing when it came by, and did not bring', async () => {
+  const { clock, registry, scheduler, blob } = await setUp(5, 30, { fill: { delayMs: 0, rateBytesPerS: 0 } });
+  const request = Promise.withResolvers<Uint8Array>();
+  registry.answer = () => {
+    registry.answer = (_, bytes) => bytes;
+    return request.promise;
+  };
+  const reader = new AbortController();
+  const reading = watch(scheduler.ensure(blob, [{ offsetBytes: 5 * UNIT, lengthBytes: UNIT }], 'demand', reader.signal));
+  await settle();
+  reader.abort();
+  scheduler.attach(blob);
+  await runUntil(clock, () => blob.counts().presentBytes === 29 * UNIT, 20_000);
+  const passedAtMs = clock.monotonicMs() + 3_000;
+  await runUntil(clock, () => clock.monotonicMs() > passedAtMs, 5_000);
+  request.reject(new AppError('Unavailable', { op: 'fetch', subject: 'blob', what: 'simulated' }));
+  await runUntil(clock, () => blob.isComplete, 60_000, 500);
+  expect(reading.error).toMatchObject({ code: 'Canceled' });
 });
