@@ -90,12 +90,20 @@ export class Grants {
       try {
         return await grant.fetchRange(source, ...rest);
       } catch (error) {
+        const [, , { signal }] = rest;
+        // Ended or changed meanwhile, its connections were cut: that says nothing of the registry, and what is granted now counts.
+        if (!signal.aborted && !this.isActive(grant)) return this.fetchRange(source, ...rest);
         if (!isRefusal(error)) throw error;
         this.parts.log.debug({ digest: source.digest, reason: describeError(error) }, 'a grant is refused; another may do');
       }
     }
     return this.parts.otherwise(source, ...rest);
   };
+
+  private isActive(grant: Active): boolean {
+    for (const active of this.active.values()) if (active === grant) return true;
+    return false;
+  }
 
   private grantsFor({ repositories }: BlobSource): Active[] {
     if (this.active.size === 0) return [];

@@ -39,11 +39,11 @@ const source = (repository = 'team/app'): BlobSource => ({
   repositories: [{ host: registry.host, repository }],
 });
 
-function read(of: BlobSource): Promise<Uint8Array> {
+function read(of: BlobSource, onAsked = (): void => {}): Promise<Uint8Array> {
   const options: FetchOptions = {
     signal: AbortSignal.timeout(20_000),
     attempt: 1,
-    onAsked: () => {},
+    onAsked,
     servedBy: () => {},
     target: new Uint8Array(1000),
     onProgress: () => {},
@@ -73,6 +73,13 @@ test('a changed grant counts at once, a wrong one is told without its secret', a
   expect(describeError(failure)).not.toContain('battery staple');
   grants.set('access-1', grant());
   expect(await read(source())).toHaveLength(1000);
+});
+
+test('a grant that changes or ends while bytes are fetched by it fails no reader', async () => {
+  grants.set('access-1', grant());
+  const changes = [() => grants.set('access-1', grant({ plainHttp: ['other.example'] }))];
+  expect(await read(source(), () => changes.pop()?.())).toHaveLength(1000);
+  expect(changes).toEqual([]);
 });
 
 test('a refused grant of another cache stands in the way of none', async () => {
