@@ -21,7 +21,9 @@ test('counts the units that have a flag, whatever other flags they have', () => 
 test('counts the largest blob in a part of the silence after which the keeper replaces the process', () => {
   const presence = Presence.create(MAX_BLOB_BYTES);
   presence.count(UNIT_ACCESSED);
-  const startMs = performance.now();
+  // Of this thread alone: other processes may have the cores.
+  const before = process.threadCpuUsage();
   expect(presence.count(UNIT_ACCESSED)).toBe(0);
-  expect(performance.now() - startMs).toBeLessThan(1000);
+  const { user, system } = process.threadCpuUsage(before);
+  expect((user + system) / 1000).toBeLessThan(1000);
 });
