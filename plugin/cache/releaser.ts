@@ -57,7 +57,8 @@ export class Releaser {
   /** Looks for what an earlier process left, once, and tries again what failed. `isBusy`: caches that are being built keep all they have. */
   async retry(isBusy: (id: string) => boolean): Promise<void> {
     if (!this.hasLooked) await this.look(isBusy);
-    for (const id of this.owed) {
+    // Of those that are owed now: one that fails is owed again.
+    for (const id of [...this.owed]) {
       if (this.parts.signal.aborted) return;
       if (!isBusy(id)) await this.release(id);
     }

@@ -1,5 +1,6 @@
 /** What happens to caches while something else is under way: each test lets one thing happen within a call of the other. */
 import { expect, test } from 'vitest';
+import { AppError } from '../../../../plugin/base/errors.ts';
 import { CacheHost, DAY_MS, fakeImage, GIB, HOUR_MS, layerDigest } from '../../../support/fake-caches.ts';
 
 const refOf = (n: number): string => `registry.example/app-${n}:1`;
@@ -146,4 +147,17 @@ test('only the version that was seen is changed, also when the registry takes it
     details: { reason: 'OperationConflict' },
   });
   expect(caches.service.get(id).status).toBe('Ready');
+});
+
+test('what cannot be let go is tried once a minute, not as fast as it fails', async () => {
+  await using caches = host();
+  const id = await ready(caches, 1);
+  const away = (): AppError => new AppError('Unavailable', { op: 'release', subject: id, what: 'containerd is away' });
+  caches.node.fail('release', ...Array.from({ length: 100 }, away));
+  const left = (): number => caches.node.failures.get('release')!.length;
+  await caches.service.delete(id);
+  expect(left()).toBe(99);
+  await caches.pass(3 * 60_000, 60_000);
+  expect(left()).toBeGreaterThanOrEqual(95);
+  expect(caches.service.complaint).toContain('containerd is away');
 });
