@@ -117,7 +117,9 @@ export class Snapshotter {
     const parent = row.parentId === null ? undefined : this.parts.snapshots.getById(row.parentId);
     const foundation = row.isolated ? undefined : foundationOf('mounts', key, parent, this.parts);
     using _lease = foundation?.accelerated && (await this.openDevice('mounts', key, foundation.accelerated, signal));
-    return this.mountsFor(row, foundation);
+    const now = this.row('mounts', key);
+    if (now.id !== row.id || now.kind !== row.kind) throw refusal('NotFound', 'mounts', key, 'it was removed or committed meanwhile');
+    return this.mountsFor(now, foundation);
   }
 
   /** Turns an active snapshot into a committed one named `name`. */

@@ -144,6 +144,22 @@ test('a caller that gives up leaves no snapshot and no device behind', async () 
   await vi.waitFor(() => expect(harness.devices.attached.size).toBe(0), LONG);
 });
 
+test('a snapshot that is removed or committed while its device is opened again has no mounts', async () => {
+  const { top } = await lazyImage(A);
+  for (const end of ['removed', 'committed']) {
+    await harness.container(end, top);
+    const [id] = harness.devices.attached.keys();
+    const gate = Promise.withResolvers<void>();
+    harness.devices.gates.set(id!, gate.promise);
+    const asked = harness.snapshotter.mounts(end, NEVER_ABORTED);
+    if (end === 'removed') harness.snapshotter.remove(end);
+    else await harness.snapshotter.commit('name', end, {}, NEVER_ABORTED);
+    harness.devices.gates.clear();
+    gate.resolve();
+    await expect(asked).rejects.toMatchObject({ code: 'NotFound' });
+  }
+});
+
 test('an image that is being mounted when all are unmounted is unmounted too', async () => {
   await using scratch = await Scratch.create('devices');
   using database = openDatabase(':memory:');
