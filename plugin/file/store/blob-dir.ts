@@ -7,7 +7,16 @@ import { randomBytes } from 'node:crypto';
 import type { Digest } from '../../base/digest.ts';
 import { errnoOf } from '../../base/errors.ts';
 import { MAX_BLOB_BYTES } from '../../base/limits.ts';
-import { decodeMap, encodeHeader, headerBlobBytes, headerDamage, MAP_LIFE_BYTES, MAP_SECTOR_BYTES, mapBytesOf } from './blob-map.ts';
+import {
+  decodeMap,
+  encodeHeader,
+  headerBlobBytes,
+  headerDamage,
+  MAP_LIFE_BYTES,
+  MAP_SECTOR_BYTES,
+  MAP_WHOLE_SECTOR,
+  mapBytesOf,
+} from './blob-map.ts';
 import { type Presence, UNIT_DURABLE, UNIT_PRESENT, unitCountOf } from './presence.ts';
 import type { StoreFs } from './store-fs.ts';
 
@@ -72,13 +81,23 @@ export async function openBlobDir(
     presentUnits += 1;
   });
   if (typeof map === 'string') return map;
+  const isWhole = map.isWhole && presentUnits === presence.unitCount;
+  // A drop that a power cut tore: left there, the mark would count for what is fetched next.
+  if (map.isWhole && !isWhole) await clearWhole(fs, dir);
   const dataFd = await fs.open(dataPath(dir), 'write');
   const stat = await fs.fstat(dataFd);
   if (stat.isFile && stat.sizeBytes === sizeBytes) {
-    return { dataFd, life: map.life, isWhole: map.isWhole && presentUnits === presence.unitCount, presentUnits };
+    return { dataFd, life: map.life, isWhole, presentUnits };
   }
   await fs.close(dataFd);
   return `the data has ${stat.sizeBytes} bytes instead of ${sizeBytes}`;
+}
+
+async function clearWhole(fs: StoreFs, dir: string): Promise<void> {
+  await withFile(fs, mapPath(dir), 'write', async (fd) => {
+    await fs.write(fd, new Uint8Array(MAP_SECTOR_BYTES), MAP_WHOLE_SECTOR * MAP_SECTOR_BYTES);
+    await fs.datasync(fd);
+  });
 }
 
 /** Removes a blob, whole or in part; nothing there is fine. */

@@ -161,12 +161,18 @@ export class DiskTree {
     if (diskBytes === undefined) return;
     try {
       await removeBlobDir(this.fs, this.dirOf(key));
-      this.ledger.add(-diskBytes);
-      await this.refreshDirs();
     } catch (error) {
       if (errnoOf(error) === undefined) throw error;
       this.log.error({ blob: key, err: error }, 'a blob cannot be evicted');
       this.put(key, diskBytes);
+      return;
+    }
+    this.ledger.add(-diskBytes);
+    try {
+      await this.refreshDirs();
+    } catch (error) {
+      if (errnoOf(error) === undefined) throw error;
+      this.log.error({ err: error }, "the store's directories cannot be looked at");
     }
   }
 

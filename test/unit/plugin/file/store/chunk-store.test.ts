@@ -1,11 +1,13 @@
 import fs from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from 'vitest';
+import type { Digest } from '../../../../../plugin/base/digest.ts';
 import { isAppError } from '../../../../../plugin/base/errors.ts';
 import { MissingList } from '../../../../../plugin/file/file.ts';
 import { blobKeyOf, directoryOfKey } from '../../../../../plugin/file/store/blob-key.ts';
+import { type DecodedMap, decodeMap, encodeBits, encodeWhole } from '../../../../../plugin/file/store/blob-map.ts';
 import { type StoreFs, systemStoreFs } from '../../../../../plugin/file/store/store-fs.ts';
-import { bytesOf, du, faultyFs, openStore, put, read, scratchDir, sourceOf, UNIT } from './store-support.ts';
+import { bytesOf, du, faultyFs, openStore, put, read, scratchDir, sourceOf, systemError, UNIT } from './store-support.ts';
 
 describe('who vouches for bytes', () => {
   test('images share stored bytes only when they name the same registries or the same list of chunk digests', async () => {
@@ -395,6 +397,25 @@ describe('a disk that refuses', () => {
     await store.close();
   });
 
+  test('an eviction after which the directories cannot be looked at is counted once', async () => {
+    let isBroken = false;
+    const rootDir = scratchDir();
+    const lstat: StoreFs['lstat'] = (name) =>
+      isBroken && name === rootDir ? Promise.reject(systemError('EIO')) : systemStoreFs.lstat(name);
+    const { store } = await openStore({ rootDir, fs: { ...systemStoreFs, lstat } });
+    const bytes = bytesOf(56, 3 * UNIT);
+    const blob = await store.acquire(sourceOf(bytes));
+    await put(store, blob, bytes, 0, 3);
+    blob.release();
+    await expect.poll(() => store.list(1).map(({ use }) => use), { timeout: 30_000 }).toEqual(['idle']);
+    isBroken = true;
+    expect(await store.evict(1)).toMatchObject({ blobs: 1 });
+    expect(await store.evict(1)).toEqual({ blobs: 0, bytes: 0 });
+    isBroken = false;
+    expect((await store.refreshUsage()).bytes).toBe(du(rootDir));
+    await store.close();
+  });
+
   test('a drop that cannot be made durable: the blob lives in memory from then on', async () => {
     const clock = manualClock();
     const disk = faultyFs();
@@ -449,7 +470,40 @@ describe('what lies on disk is not believed blindly', () => {
     if (!fs.existsSync(`${rootDir}/store/other`)) expect((await store.refreshUsage()).bytes).toBe(du(`${rootDir}/store`));
     await store.close();
   });
+
+  test('a mark that all was checked does not count for what is fetched after a drop that a power cut tore', async () => {
+    const rootDir = scratchDir();
+    const first = await openStore({ rootDir });
+    const blob = await first.store.acquire(source);
+    await put(first.store, blob, bytes, 0, 3);
+    await first.store.close();
+    markWhole(`${rootDir}/blobs/sha256/${directoryOfKey(blobKeyOf(source))}/map`, source.digest as Digest);
+    const second = await openStore({ rootDir });
+    const torn = await second.store.acquire(source);
+    expect([0, 1, 2].map((unit) => torn.isReadable(unit))).toEqual([true, false, true]);
+    await put(second.store, torn, bytesOf(61, 3 * UNIT), 1, 2);
+    await second.store.close();
+    const third = await openStore({ rootDir });
+    const last = await third.store.acquire(source);
+    expect([last.isComplete, last.isVerified]).toEqual([true, false]);
+    await third.store.close();
+  });
 });
+
+/** The sectors of a power cut: the mark of a map that had all units, and the bits of one that has lost a unit since. */
+function markWhole(file: string, digest: Digest): void {
+  const life = decodeMap(fs.readFileSync(file), digest, 3 * UNIT, () => {}) as DecodedMap;
+  const fd = fs.openSync(file, 'r+');
+  fs.writeSync(fd, encodeWhole(life.life), 0, 512, 512);
+  fs.writeSync(
+    fd,
+    encodeBits(life.life, 2, 3, (unit) => unit !== 1),
+    0,
+    512,
+    1024,
+  );
+  fs.closeSync(fd);
+}
 
 function patch(file: string, offset: number): void {
   const fd = fs.openSync(file, 'r+');
