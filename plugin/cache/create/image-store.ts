@@ -107,18 +107,14 @@ export class ContainerdImageStore implements ImageStore {
   async prepare(cacheId: string, image: ResolvedImage, options: PrepareOptions): Promise<PreparedImage> {
     const { reservationBytes, access, signal } = options;
     if (image.sizeBytes > reservationBytes) throw tooLarge(image.reference, image.sizeBytes, reservationBytes);
-    await this.begin(cacheId);
+    this.making.set(cacheId, (this.making.get(cacheId) ?? 0) + 1);
     try {
+      await this.parts.owned.change(cacheId, (cache) => ({ ...cache, making: true }));
       const repository = parseReference(image.reference);
       return await withAccess(this.parts, repository, access, signal, (granted) => this.make(cacheId, image, options, granted));
     } finally {
       this.end(cacheId);
     }
-  }
-
-  private async begin(cacheId: string): Promise<void> {
-    this.making.set(cacheId, (this.making.get(cacheId) ?? 0) + 1);
-    await this.parts.owned.change(cacheId, (cache) => ({ ...cache, making: true }));
   }
 
   private end(cacheId: string): void {

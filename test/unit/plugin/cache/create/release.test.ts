@@ -237,3 +237,17 @@ test('a name that somebody moves just when it is to be given back stays where he
   await store.release('imc-a', [held] as never, SIGNAL);
   expect(containerd.images.get(name)?.target?.digest).toBe(pulled.target.digest);
 });
+
+test('a making that could not even be written down does not count as under way for ever', async () => {
+  const change = owned.change.bind(owned);
+  owned.change = () => Promise.reject(new AppError('ResourceExhausted', { op: 'write', subject: 'imc-a', what: 'the disk is full' }));
+  const resolved = { reference: image(1).reference, sizeBytes: 1 };
+  await expect(store.prepare('imc-a', resolved as never, { reservationBytes: 1, signal: SIGNAL } as never)).rejects.toMatchObject({
+    code: 'ResourceExhausted',
+  });
+  owned.change = change;
+  // As an attempt after it leaves it that fails.
+  await owned.change('imc-a', (cache) => ({ ...cache, making: true }));
+  await store.release('imc-a', [], SIGNAL);
+  expect(owned.all()).toEqual([]);
+});
