@@ -66,11 +66,16 @@ async function tagDigest(repository: string, tag: string): Promise<string | null
   return (await fetch(`${registry.url}/v2/${repository}/manifests/${tag}`, { headers: { accept } })).headers.get('docker-content-digest');
 }
 
+/** Repositories of another try of a test are others. */
+let tries = 0;
+
 describe.each(['webhook', 'poll'] as const)('by %s', (detection) => {
-  const repository = `trigger/${detection}`;
+  let repository: string;
   const ruleOf = (filter: object) => newRuleSchema.parse({ repository: `${registry.host}/${repository}`, filter, detection });
 
   test('what is pushed from now on is converted, what was there before is not; a moved tag is converted again; results never are', async () => {
+    for (const { id } of bench.service.rules()) bench.service.removeRule(id);
+    repository = `trigger/${detection}-${++tries}`;
     await pushImage(registry, repository, 'v-before', await imageOf('before'));
     const rule = bench.service.addRule(ruleOf({ type: 'TAG_REG_EXP', expression: '^v' }));
     expect(rule).toMatchObject({ detection, isEnabled: true });
@@ -105,7 +110,9 @@ describe.each(['webhook', 'poll'] as const)('by %s', (detection) => {
   });
 
   test('a rule that is off converts nothing, and nothing of that time when it is on again', async () => {
-    const rule = bench.service.rules().find((r) => r.detection === detection)!;
+    const rule =
+      bench.service.rules().find((r) => r.detection === detection) ??
+      bench.service.addRule(ruleOf({ type: 'TAG_REG_EXP', expression: '^v' }));
     bench.service.changeRule(rule.id, { isEnabled: false });
     const { length } = jobsOf(repository);
     await pushImage(registry, repository, 'v-off', await imageOf('off'));
@@ -120,10 +127,11 @@ describe.each(['webhook', 'poll'] as const)('by %s', (detection) => {
 });
 
 test('polling takes the first push to a repository that did not exist for a push', async () => {
-  const rule = bench.service.addRule(newRuleSchema.parse({ repository: `${registry.host}/trigger/new`, detection: 'poll' }));
+  const repository = `trigger/new-${++tries}`;
+  const rule = bench.service.addRule(newRuleSchema.parse({ repository: `${registry.host}/${repository}`, detection: 'poll' }));
   await waitFor(() => bench.service.rule(rule.id).hasBaseline, { what: 'the first look' });
-  await pushImage(registry, 'trigger/new', '1', await imageOf('new'));
-  await bench.succeeded((await firstJob('trigger/new', '1')).id);
+  await pushImage(registry, repository, '1', await imageOf('new'));
+  await bench.succeeded((await firstJob(repository, '1')).id);
   bench.service.removeRule(rule.id);
 });
 
@@ -145,13 +153,14 @@ test('the webhook takes nothing without its secret, nothing else, and nothing th
 });
 
 test('a registry that pushers call by another name is told by the webhook’s address', async () => {
-  bench.service.addRule(newRuleSchema.parse({ repository: `${registry.host}/trigger/alias` }));
-  const pushed = await pushImage(registry, 'trigger/alias', '1', await imageOf('alias'));
-  await bench.succeeded((await firstJob('trigger/alias', '1')).id);
+  const repository = `trigger/alias-${++tries}`;
+  bench.service.addRule(newRuleSchema.parse({ repository: `${registry.host}/${repository}` }));
+  const pushed = await pushImage(registry, repository, '1', await imageOf('alias'));
+  await bench.succeeded((await firstJob(repository, '1')).id);
   const event = {
     action: 'push',
     timestamp: new Date().toISOString(),
-    target: { repository: 'trigger/alias', tag: '2', digest: pushed.manifest.digest },
+    target: { repository: repository, tag: '2', digest: pushed.manifest.digest },
     request: { host: 'registry.internal' },
   };
   const tell = (query: string) =>
@@ -161,15 +170,18 @@ test('a registry that pushers call by another name is told by the webhook’s ad
       body: JSON.stringify({ events: [event] }),
     });
   await tell('');
-  await untriggered('registry.internal/trigger/alias:2', /add \?registry=/);
-  await pushImage(registry, 'trigger/alias', '2', pushed);
+  await untriggered(`registry.internal/${repository}:2`, /add \?registry=/);
+  await pushImage(registry, repository, '2', pushed);
   await tell(`?registry=${registry.host}`);
-  await bench.succeeded((await firstJob('trigger/alias', '2')).id);
+  await bench.succeeded((await firstJob(repository, '2')).id);
 });
 
 test('receivers are told once of each finished conversion that their expression matches, signed, again until they take it', async () => {
   const secretFile = await scratch.file('key', 'the-key-of-the-signature\n');
   await chmod(secretFile, 0o600);
+  for (const { id } of bench.service.notifications()) bench.service.removeNotification(id);
+  receiver.received.length = 0;
+  receiver.answers.length = 0;
   const base = { url: `${receiver.url}/hook` };
   const add = (more: object) =>
     bench.service.addNotification({ ...base, filter: { type: 'TAG_REG_EXP', expression: '_accelerated$' }, ...more } as never);
