@@ -5,7 +5,7 @@ import type { FetchEvent } from '../../../../../plugin/blockd/fetch/fetch-types.
 import { MissingList } from '../../../../../plugin/file/file.ts';
 import type { BlobHandle } from '../../../../../plugin/file/store/blob-handle.ts';
 import { bytesOf, openStore, read, scratchDir, sourceOf, type TestStore, UNIT } from '../../file/store/store-support.ts';
-import { FakeClock, FakeRegistry, runUntil, settle, watch } from './fetch-support.ts';
+import { FakeClock, FakeRegistry, runUntil, settle, settleAll, watch } from './fetch-support.ts';
 
 async function setUp(options: Partial<FetchSchedulerOptions> & { budgetBytes?: number; opened?: TestStore } = {}) {
   const clock = new FakeClock();
@@ -97,7 +97,7 @@ describe('what is asked for', () => {
         await demand(blob, unit);
       }
       expect(target).toEqual(bytes.subarray(unit * UNIT, (unit + 1) * UNIT));
-      await settle(10);
+      await settleAll();
     }
     expect(misses).toBeLessThan(30);
     expect(scheduler.stats().bytesFetchedDemand + scheduler.stats().bytesFetchedPrefetch).toBe(400 * UNIT);
