@@ -110,7 +110,8 @@ test('the twin starts lazily, and its tree is the one that containerd’s overla
 
 test('a layer more on the same chain: only it is read, and the result starts with the new file', async () => {
   const change: Layer = await layerOfEntries(
-    [{ name: 'app/main.py', content: 'print("changed", flush=True)\n' }, { name: 'app/.wh.doc' }],
+    // Another one at another try.
+    [{ name: 'app/main.py', content: `print("changed", flush=True)\n# ${randomBytes(8).toString('hex')}\n` }, { name: 'app/.wh.doc' }],
     { gzip: true },
   );
   const { registry, containerd } = host;
