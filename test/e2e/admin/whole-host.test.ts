@@ -57,6 +57,8 @@ test('an image that containerd does not know is refused with a sentence, and not
 
 test('export and push fail for missing content; after materialize both work, and the export is the image', async () => {
   const { containerd, registry } = host;
+  // What a first try has materialized.
+  await containerd.removeEverything();
   const pulled = await lazyPull(containerd, image.reference, { snapshotter: SNAPSHOTTER });
   expect(pulled.layers.map((layer) => layer.isFetched)).toEqual([false, false]);
   const archive = scratch.join('image.tar');
@@ -93,6 +95,7 @@ test('export and push fail for missing content; after materialize both work, and
 
 test('what was materialized lives as long as its image: collection keeps it, and takes it when the image goes', async () => {
   const { containerd, registry } = host;
+  await lazyPull(containerd, image.reference, { snapshotter: SNAPSHOTTER });
   await obdctl(host, 'materialize', image.reference);
   await containerd.ctr(['images', 'pull', '--plain-http', '--snapshotter', SNAPSHOTTER, `${registry.host}/test/pause:1`]);
   // Removing with --sync waits for a collection.
