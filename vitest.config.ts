@@ -5,7 +5,7 @@ import { defineConfig } from 'vitest/config';
  * a failing test's clean-up cannot disturb its neighbour.
  */
 const quick = (name: string) => ({
-  test: { name, include: [`test/${name}/**/*.test.ts`], testTimeout: 60_000, hookTimeout: 60_000, pool: 'forks' as const },
+  test: { name, include: [`test/${name}/**/*.test.ts`], testTimeout: 180_000, hookTimeout: 180_000, pool: 'forks' as const },
 });
 const heavy = (name: string) => ({
   test: {
