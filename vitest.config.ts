@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 /**
@@ -22,6 +23,8 @@ const heavy = (name: string) => ({
 
 export default defineConfig({
   test: {
+    // Two at least: quick tests wait as often as they compute.
+    maxWorkers: Math.max(2, availableParallelism() - 1),
     projects: [
       quick('unit'),
       quick('golden'),
